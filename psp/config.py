@@ -1,0 +1,144 @@
+"""What one training run is: a frozen `RunConfig`, checked in full before any work begins."""
+
+import difflib
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from psp.baselines import check_sparsity
+from psp.data import check_dataset
+from psp.errors import ConfigError
+from psp.models import check_model
+from psp.parameterize import INIT, THRESHOLD
+from psp.structures import check_structure
+
+# The five series of Figure 3, by the names that `results/reference/figure3.csv` gives them.
+METHODS = ("baseline", "l1_norm", "psp_fixed_sparsity", "psp_l1", "psp_weight_decay")
+PRESCRIBED = ("l1_norm", "psp_fixed_sparsity")
+
+# The files that decide the numbers of a run. A checkpoint of other code is never resumed, and the training
+# stages of the pipeline depend on just these (a test keeps this list, dvc.yaml and the imports in agreement).
+TRAINING_SOURCES = (
+    "baselines.py",
+    "checkpoint.py",
+    "cifar.py",
+    "config.py",
+    "data.py",
+    "images.py",
+    "methods.py",
+    "models/__init__.py",
+    "models/resnet.py",
+    "parameterize.py",
+    "regularize.py",
+    "structures.py",
+    "train.py",
+)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the numbers of one run, the machine aside.
+
+    Attributes:
+        dataset: "digits", "cifar10" or "cifar100".
+        model: a name that `psp.create_model` knows.
+        method: one of `METHODS`.
+        structure: granularity of pruning.
+        skip: layer names or patterns that are never pruned.
+        sparsity: share 0…1 of structures pruned in every layer; for the methods that prescribe it.
+        structure_decay: regularization strength λ on α.
+        threshold: ε, below which |α| prunes its structure.
+        init: initial α.
+        prune_at: share of the training steps, below 1, after which "l1_norm" prunes.
+        epochs, batch_size, learning_rate, momentum: of SGD; the rate rises linearly for the first tenth of
+            all steps and falls to zero along half a cosine.
+        weight_decay: decay λ_w on weights.
+        holdout: training images held out for validation. The test set is read once, after the last epoch.
+        seed: of initialization, data order and augmentation.
+    """
+
+    dataset: str = "digits"
+    model: str = "resnet20"
+    method: str = "psp_weight_decay"
+    structure: str = "column"
+    skip: tuple = ("conv1", "fc")
+    sparsity: float | None = None
+    structure_decay: float = 0.0
+    threshold: float = THRESHOLD
+    init: float = INIT
+    prune_at: float = 0.5
+    epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    holdout: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "skip", tuple(self.skip))
+        for field in fields(self):
+            _check_type(field, getattr(self, field.name))
+        check_dataset(self.dataset)
+        check_model(self.model)
+        check_structure(self.structure)
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if (self.sparsity is not None) != (self.method in PRESCRIBED):
+            wanted = "needs a sparsity in 0…1" if self.sparsity is None else "takes no sparsity: leave it out"
+            raise ConfigError(f"method {self.method!r} {wanted}")
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
+        self._check_ranges()
+
+    def _check_ranges(self):
+        positive = ("epochs", "batch_size", "learning_rate")
+        nonnegative = ("structure_decay", "threshold", "momentum", "weight_decay", "holdout", "seed")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in nonnegative:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.prune_at < 1:
+            raise ConfigError(f"prune_at must be at least 0 and below 1, got {self.prune_at}")
+
+    @classmethod
+    def of(cls, settings):
+        """A RunConfig from a mapping (or as it is); for an unknown name a ConfigError with the nearest known one."""
+        if isinstance(settings, cls):
+            return settings
+        known = [field.name for field in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+                raise ConfigError(f"unknown parameter {name!r}; {hint}")
+        return cls(**settings)
+
+    def as_dict(self):
+        """The settings as plain JSON values."""
+        return {**asdict(self), "skip": list(self.skip)}
+
+
+def code_sha256():
+    """Fingerprint of the files that decide a run's numbers."""
+    digest = hashlib.sha256()
+    for name in TRAINING_SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
+
+
+def run_key(config, data_sha256):
+    """Name under which the checkpoint of a run is kept: the same settings, data and code give the same key."""
+    identity = json.dumps([config.as_dict(), data_sha256, code_sha256()], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def _check_type(field, value):
+    kinds = {"int": int, "float": (int, float), "float | None": (int, float, type(None)), "str": str, "tuple": tuple}
+    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+    if not isinstance(value, kinds[kind]) or isinstance(value, bool):
+        hint = " (in YAML write 0.001 or 1.0e-3, not 1e-3)" if isinstance(value, str) and "float" in kind else ""
+        raise ConfigError(f"{field.name} must be {kind}, got {value!r}{hint}")

@@ -1,0 +1,100 @@
+"""Image sets as whole uint8 tensors, and their augmentation by the batch.
+
+CIFAR-10 and CIFAR-100 come from `psp.cifar`; the embedded default, `digits`, are the 1,797 handwritten
+digits that ship with scikit-learn.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from psp.cifar import CIFAR
+from psp.errors import ConfigError
+from psp.images import SIDE, Images
+
+PADDING = 4
+# The split that holds out training images is the same for every run of every profile.
+HOLDOUT_SEED = 2019
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test images, and the mean and standard deviation of the training pixels, per channel, in 0…255."""
+
+    name: str
+    num_classes: int
+    train: Images
+    test: Images
+    mean: tuple
+    std: tuple
+    sha256: str
+
+    def to(self, device):
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def hold_out(self, count):
+        """(training images, `count` held-out ones): a split of the training set, the same for every run."""
+        if not 0 <= count < len(self.train):
+            raise ConfigError(f"holdout must lie in 0…{len(self.train) - 1} for {self.name}, got {count}")
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(HOLDOUT_SEED))
+        order = order.to(self.train.labels.device)
+        return self.train.rows(order[count:].sort().values), self.train.rows(order[:count].sort().values)
+
+    def summary(self):
+        """What a run record says of its data."""
+        return {"name": self.name, "train": len(self.train), "test": len(self.test), "sha256": self.sha256}
+
+
+def load(name):
+    """The `Dataset` called `name`: "digits", "cifar10" or "cifar100".
+
+    CIFAR is looked for in $PSP_DATA, then in `data/` beside this package. Nothing is downloaded here.
+    Raises ConfigError for an unknown name, DataError for missing, truncated or mislabelled files.
+    """
+    check_dataset(name)
+    train, test = _digits() if name == "digits" else CIFAR[name].load()
+    classes = 10 if name == "digits" else CIFAR[name].num_classes
+    digest = hashlib.sha256()
+    for part in (train.pixels, train.labels, test.pixels, test.labels):
+        digest.update(part.numpy())
+    pixels = train.pixels.numpy()
+    mean, std = pixels.mean((0, 2, 3), dtype=np.float64), pixels.std((0, 2, 3), dtype=np.float64)
+    return Dataset(name, classes, train, test, tuple(mean), tuple(std), digest.hexdigest())
+
+
+def check_dataset(name):
+    """Raise ConfigError, naming the known ones, unless `name` is a known data set."""
+    if name not in ("digits", *CIFAR):
+        raise ConfigError(f"unknown dataset {name!r}; choose one of digits, {', '.join(CIFAR)}")
+
+
+def augment(pixels, generator):
+    """Pad by 4 zero pixels, crop 32×32 at random, flip half of the images; one draw per image. uint8 in and out."""
+    n = len(pixels)
+    draw = torch.randint(2 * PADDING + 1, (2, n), generator=generator).to(pixels.device)
+    flip = (torch.rand(n, generator=generator) < 0.5).to(pixels.device)
+    padded = F.pad(pixels, (PADDING,) * 4)
+    windows = padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # a view: N × 3 × 9 × 9 × 32 × 32
+    crops = windows[torch.arange(n, device=pixels.device), :, draw[0], draw[1]]
+    return torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
+
+
+def normalize(pixels, mean, std):
+    """uint8 pixels to float32 with zero mean and unit standard deviation per channel, channels-last in memory."""
+    mean, std = (torch.tensor(v, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1) for v in (mean, std))
+    return ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+def _digits():
+    """(train, test): 8×8 digits in 0…16, each pixel repeated 4×4, in three channels; the last fifth is the test set."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    gray = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))
+    pixels = gray.repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(1).repeat(1, 3, 1, 1)
+    images = Images(pixels, torch.from_numpy(digits.target).long())
+    split = len(images) * 4 // 5
+    return images.rows(slice(None, split)), images.rows(slice(split, None))

@@ -1,0 +1,17 @@
+"""The errors a user can meet. Each message names the thing at fault and the remedy."""
+
+
+class ConfigError(ValueError):
+    """A setting that no run can be made from: raised before any work begins."""
+
+
+class DataError(RuntimeError):
+    """A data set that is missing, damaged or not the one a run was promised."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that belongs to another run; nothing is overwritten."""
+
+
+class DivergedError(RuntimeError):
+    """The training loss became NaN or infinite; the last good checkpoint is kept."""

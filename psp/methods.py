@@ -1,0 +1,31 @@
+"""The five series of Figure 3 as things to do to a network: before training, and before a step of it."""
+
+from psp.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
+from psp.models import create_model
+from psp.parameterize import parameterize
+from psp.regularize import param_groups
+
+
+def build_model(config, num_classes):
+    """The network of a `RunConfig`, its method's parametrization attached; weights can be loaded into it."""
+    model = create_model(config.model, num_classes)
+    common = {"structure": config.structure, "skip": config.skip}
+    if config.method in ("psp_l1", "psp_weight_decay"):
+        return parameterize(model, threshold=config.threshold, init=config.init, **common)
+    if config.method == "psp_fixed_sparsity":
+        return fix_sparsity(model, sparsity=config.sparsity, init=config.init, **common)
+    if config.method == "l1_norm":
+        return attach_norm_masks(model, **common)
+    return model
+
+
+def before_step(model, config, step, steps):
+    """What a method does before step `step` (from 0) of `steps`: ℓ1 norm prunes once, after `prune_at` of them."""
+    if config.method == "l1_norm" and step == int(config.prune_at * steps):
+        prune_by_norm(model, config.sparsity)
+
+
+def groups(model, config):
+    """Optimizer groups of a run: λ_w on weights, λ as ℓ1 or as weight decay on α."""
+    regularizer = "l1" if config.method == "psp_l1" else "weight_decay"
+    return param_groups(model, config.weight_decay, config.structure_decay, regularizer)

@@ -1,0 +1,155 @@
+"""Parameterized structures: every structure i of a weight is multiplied by a learned α_i.
+
+Forward:   q_i = w_i · ν(α_i),   ν(α) = 0 where |α| < ε, else α
+Backward:  ∂ν/∂α = 1 (straight-through), so that a pruned structure still receives a gradient and can
+           come back; ∂E/∂α_i = Σ_j ∂E/∂q_ij · w_ij over the weights j of structure i, the exact chain
+           rule of q = w · α.
+
+Source: Schindler et al. 2019, section 3. The forward and backward rules are as we remember them; ε and
+the initial α are not available to us, and our defaults are chosen by experiment (see README).
+"""
+
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from psp.errors import ConfigError
+from psp.structures import alpha_shape
+
+THRESHOLD = 0.1
+INIT = 1.0
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+class ThresholdedScale(nn.Module):
+    """The parametrization w ↦ w · ν(α) of one weight, with a straight-through threshold."""
+
+    def __init__(self, weight, structure, threshold, init):
+        super().__init__()
+        shape = alpha_shape(weight.shape, structure)
+        self.structure = structure
+        self.threshold = threshold
+        self.alpha = nn.Parameter(weight.new_full(shape, init).detach())
+
+    def kept(self):
+        """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
+        return self.alpha.detach().abs() >= self.threshold
+
+    def forward(self, weight):
+        nu = torch.where(self.kept(), self.alpha, 0.0)
+        # Its value is ν(α) exactly (α + (0 − α) = 0 and α + 0 = α in floating point), its gradient that of α.
+        straight_through = self.alpha + (nu - self.alpha).detach()
+        return weight * straight_through
+
+    def extra_repr(self):
+        return f"structure={self.structure}, threshold={self.threshold}, alpha={tuple(self.alpha.shape)}"
+
+
+class LayerSparsity(NamedTuple):
+    """Sparsity of one layer, 0…1, and how many structures it is counted over."""
+
+    structures: float
+    weights: float
+    count: int
+
+
+class Sparsity(NamedTuple):
+    """Share of pruned structures and weights, 0…1, over all parameterized layers, and by layer name."""
+
+    structures: float
+    weights: float
+    layers: dict
+
+
+def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip=()):
+    """Give every convolution and linear layer of `model` structure parameters, in place; returns `model`.
+
+    Args:
+        model: any nn.Module that holds Conv1d/2d/3d or Linear layers.
+        structure: granularity, a key of `psp.structures.ALPHA_SHAPE`.
+        threshold: ε ≥ 0; a structure with |α| < ε is pruned. 0 prunes nothing.
+        init: initial α of every structure, |init| ≥ ε; with 1 the first forward pass is that of the plain network.
+        skip: layer names, or patterns such as "layer1.*", that stay as they are.
+
+    Raises:
+        ConfigError: ε < 0, |init| < ε, an unknown structure, a pattern in `skip` that matches no layer,
+            a layer already parameterized, or nothing left to parameterize.
+    """
+    if threshold < 0:
+        raise ConfigError(f"threshold (ε) must be at least 0, got {threshold}")
+    if abs(init) < threshold:
+        raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
+    return attach(model, skip, lambda weight: ThresholdedScale(weight, structure, threshold, init))
+
+
+def attach(model, skip, make_parametrization):
+    """Register `make_parametrization(weight)` on the weight of every layer that `skip` leaves; returns `model`.
+
+    Everything that can be wrong is found before the first layer is touched.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise ConfigError(
+                f"skip pattern {pattern!r} matches no layer; the layers are: {', '.join(layers) or 'none'}"
+            )
+    chosen = {n: m for n, m in layers.items() if not any(fnmatchcase(n, p) for p in skip)}
+    if not chosen:
+        raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
+    for name, layer in chosen.items():
+        if _pruner(layer) is not None:
+            raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
+    made = {name: make_parametrization(layer.weight) for name, layer in chosen.items()}
+    for name, layer in chosen.items():
+        parametrize.register_parametrization(layer, "weight", made[name])
+    return model
+
+
+def parametrizations(model):
+    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes."""
+    found = ((name, layer, _pruner(layer)) for name, layer in model.named_modules())
+    return {name: (layer, pruner) for name, layer, pruner in found if pruner is not None}
+
+
+def structure_parameters(model):
+    """{layer name: α}, the learned structure parameters, in the shapes that `psp.structures` gives."""
+    pruners = parametrizations(model).items()
+    return {name: pruner.alpha for name, (_, pruner) in pruners if hasattr(pruner, "alpha")}
+
+
+@torch.no_grad()
+def sparsity(model):
+    """`Sparsity` of the parameterized layers: pruned structures and zeroed weights over all they have.
+
+    Layers that were skipped count neither as pruned nor as kept. A model without parameterized layers has
+    sparsity 0 and no layers.
+    """
+    layers, pruned, total, zeros, size = {}, 0, 0, 0, 0
+    for name, (layer, pruner) in parametrizations(model).items():
+        kept = pruner.kept()
+        gone = kept.numel() - int(kept.sum())
+        weights = layer.parametrizations.weight.original.numel()
+        zeroed = gone * weights // kept.numel()  # every structure of a layer holds equally many weights
+        layers[name] = LayerSparsity(gone / kept.numel(), zeroed / weights, kept.numel())
+        pruned, total, zeros, size = pruned + gone, total + kept.numel(), zeros + zeroed, size + weights
+    return Sparsity(pruned / max(total, 1), zeros / max(size, 1), layers)
+
+
+def fold(model):
+    """Write w · ν(α) into the plain weights and drop the parametrization, in place; returns `model`.
+
+    Outputs stay the same. Other parametrizations on the same weight are folded with it.
+    """
+    for layer, _ in parametrizations(model).values():
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return model
+
+
+def _pruner(layer):
+    """The parametrization on `layer`'s weight that decides which structures are kept, or None."""
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    return next((p for p in layer.parametrizations.weight if hasattr(p, "kept")), None)

@@ -1,0 +1,88 @@
+"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | figure_3 PROFILE [RUN].
+
+Each stage checks what it was given before it starts to work, and ends with one line of error, not a traceback.
+"""
+
+import argparse
+import json
+import sys
+
+from psp.data import load
+from psp.errors import CheckpointError, ConfigError, DataError, DivergedError
+from psp.plan import plan
+from psp.profiles import ROOT, load_profile
+from psp.records import write_record
+from psp.train import train
+
+CHECKPOINTS = ROOT / "checkpoints"
+
+
+def data(profile):
+    """Write results/<profile>/data.json: name, size and sha256 of every image set that the profile trains on."""
+    names = sorted({config.dataset for config in profile.runs.values()})
+    summaries = {name: load(name).summary() for name in names}
+    write_record(summaries, profile.results / "data.json")
+    return f"{', '.join(names)}: images read and counted, see {profile.results.relative_to(ROOT) / 'data.json'}"
+
+
+def check_data(profile, dataset):
+    """Raise DataError unless the images at hand are those that data.json describes."""
+    path = profile.results / "data.json"
+    promised = json.loads(path.read_text()).get(dataset) if path.is_file() else None
+    found = load(dataset).summary()
+    if promised != found:
+        raise DataError(
+            f"{dataset} at hand is {found}, but {path} promises {promised}; "
+            f"if the images at hand are right, run again: python -m psp.pipeline data {profile.name}"
+        )
+
+
+def train_run(profile, run, in_notebook=True):
+    """Train one run and write its record, through notebooks/train.ipynb or, where papermill is missing, directly."""
+    config = profile.config(run)
+    check_data(profile, config.dataset)
+    record = profile.record_path(run)
+    if in_notebook:
+        parameters = {**config.as_dict(), "checkpoints": str(CHECKPOINTS), "record_path": str(record)}
+        execute("train", profile.notebook_path(run), parameters)
+    else:
+        write_record(train(config, checkpoints=CHECKPOINTS), record)
+    return f"{run}: see {record.relative_to(ROOT)}"
+
+
+def figure_3(profile):
+    """Draw Figure 3 and write its tables, through the notebook that shows them."""
+    execute("figure_3_column_pruning", profile.notebook_path("figure_3"), {"profile": profile.name})
+    return f"Figure 3: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
+
+
+def execute(notebook, output, parameters):
+    """Run notebooks/<notebook>.ipynb by papermill; the executed copy goes to `output`."""
+    import papermill  # not needed by --no-notebook, which is for machines without it
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    papermill.execute_notebook(
+        ROOT / "notebooks" / f"{notebook}.ipynb", output, parameters, progress_bar=False, stderr_file=sys.stderr
+    )
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name, function in {"data": data, "plan": plan, "figure_3": figure_3, "train": train_run}.items():
+        stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
+        stage.add_argument("profile")
+        stage.set_defaults(function=function)
+    stage.add_argument("run")
+    stage.add_argument("--no-notebook", dest="in_notebook", action="store_false", help="train without papermill")
+    options = vars(parser.parse_args(arguments))
+    options.pop("stage")
+    function = options.pop("function")
+    try:
+        print(function(load_profile(options.pop("profile")), **options))
+    except (CheckpointError, ConfigError, DataError, DivergedError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

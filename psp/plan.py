@@ -1,0 +1,47 @@
+"""How long a profile will take on this machine: images/s of a short probe × images left to train on."""
+
+import time
+
+import torch
+from tqdm import tqdm
+
+from psp.data import load
+from psp.records import device_name
+from psp.train import start, train_epoch
+
+WARMUP_STEPS = 2
+PROBE_STEPS = 6
+
+
+def plan(profile):
+    """Projected time of the runs that have no record yet, in words."""
+    left = [config for run, config in profile.runs.items() if not profile.record_path(run).exists()]
+    counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} with records"
+    if not left:
+        return f"{counts}; nothing to train"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    speeds, seconds = {}, 0.0
+    for config in left:
+        data = load(config.dataset)
+        kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
+        if kind not in speeds:
+            speeds[kind] = images_per_second(config, data.to(device), device)
+        seconds += config.epochs * (len(data.train) - config.holdout) / speeds[kind]
+    slowest, fastest = min(speeds.values()), max(speeds.values())
+    return f"{counts}; about {minutes(seconds)} at {slowest:.0f}–{fastest:.0f} images/s on {device_name(device)}"
+
+
+def images_per_second(config, data, device):
+    """Training speed of a few steps of the real loop, after a warm-up."""
+    state = start(config, data.num_classes, device)
+    for steps in (WARMUP_STEPS, PROBE_STEPS):
+        images = data.train.rows(slice(0, steps * config.batch_size))
+        began = time.perf_counter()
+        train_epoch(state, images, data, config, tqdm(disable=True))
+    return len(images) / (time.perf_counter() - began)
+
+
+def minutes(seconds):
+    """A duration in whole minutes, or hours and minutes."""
+    hours, rest = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"

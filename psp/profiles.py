@@ -1,0 +1,70 @@
+"""Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
+
+`params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
+profile, the settings that all its runs share (`defaults`), and the runs, each by what sets it apart.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from psp.config import RunConfig
+from psp.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of runs, and where its results lie."""
+
+    name: str
+    runs: dict
+
+    @property
+    def results(self):
+        return ROOT / "results" / self.name
+
+    def record_path(self, run):
+        return self.results / "runs" / f"{run}.json"
+
+    def notebook_path(self, name):
+        """Where an executed notebook goes; nothing reads it but people."""
+        return self.results / "executed" / f"{name}.ipynb"
+
+    def config(self, run):
+        """The RunConfig of a run. Raises ConfigError, naming the known runs, for an unknown one."""
+        if run not in self.runs:
+            raise ConfigError(f"profile {self.name!r} has no run {run!r}; its runs are {', '.join(self.runs)}")
+        return self.runs[run]
+
+    def title(self):
+        """What every figure and table says on its face: profile, network, data, schedule, seeds."""
+        shared = {key: sorted({getattr(c, key) for c in self.runs.values()}) for key in ("model", "dataset", "epochs")}
+        model, dataset, epochs = (" / ".join(map(str, values)) for values in shared.values())
+        seeds = len({config.seed for config in self.runs.values()})
+        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def profile_path(name):
+    """The YAML file of a profile. Raises ConfigError, naming the known ones, where there is none."""
+    known = {"demo": ROOT / "params.yaml"} | {p.parent.name: p for p in sorted(ROOT.glob("profiles/*/params.yaml"))}
+    if name not in known:
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def load_profile(name):
+    """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
+    path = profile_path(name)
+    content = yaml.safe_load(path.read_text())
+    runs = {}
+    for run, settings in content["runs"].items():
+        try:
+            runs[run] = RunConfig.of({**content["defaults"], **settings})
+        except ConfigError as error:
+            raise ConfigError(f"{path.relative_to(ROOT)}, run {run!r}: {error}") from error
+    if content["profile"] != name:
+        raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {name!r}")
+    return Profile(name, runs)

@@ -1,0 +1,106 @@
+"""Run records: the one small JSON file that a training run ends in, and that every table and figure reads."""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from psp.config import code_sha256
+from psp.errors import ConfigError
+from psp.parameterize import sparsity, structure_parameters
+
+SCHEMA = 1
+LIBRARIES = ("torch", "numpy", "scikit-learn")
+# Histograms of log10|α|: equal bins over this range, values outside counted in the first and the last bin.
+LOG10_ALPHA = {"low": -6.0, "high": 1.0, "bins": 70}
+
+
+def make_record(config, data, state, test_error_pct, device):
+    """The record of a finished run: what was run, on what, and what came out, the final epoch's error only."""
+    pruned = sparsity(state.model)
+    return {
+        "schema": SCHEMA,
+        "config": config.as_dict(),
+        "data": data.summary(),
+        "test_error_pct": test_error_pct,
+        "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
+        "layers": {name: layer._asdict() for name, layer in pruned.layers.items()},
+        "log10_alpha": {**LOG10_ALPHA, "counts": layer_alpha_counts(state.model)},
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "curve": state.curve,
+        "seconds": state.seconds,
+        "provenance": provenance(device),
+    }
+
+
+def provenance(device):
+    """Where a record comes from: code, libraries and machine."""
+    return {
+        "git_commit": git_commit(),
+        "code_sha256": code_sha256(),
+        "versions": {
+            "python": platform.python_version(),
+            **{p: version(p) for p in ("torch", "numpy", "scikit-learn")},
+        },
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def layer_alpha_counts(model):
+    """{layer name: histogram counts of log10|α|} over the bins of `LOG10_ALPHA`."""
+    return {name: _counts(alpha.detach().flatten()) for name, alpha in structure_parameters(model).items()}
+
+
+def alpha_counts(model):
+    """Histogram counts of log10|α| over all layers; empty for a network without structure parameters."""
+    layers = layer_alpha_counts(model).values()
+    return [sum(counts) for counts in zip(*layers, strict=True)]
+
+
+def _counts(alpha):
+    low, high, bins = LOG10_ALPHA.values()
+    smallest = 10.0 ** (low - 1)
+    logs = alpha.abs().clamp_min(smallest).log10().clamp(low, high).cpu()
+    return torch.histc(logs, bins, low, high).long().tolist()
+
+
+def write_record(record, path):
+    """Write a record as JSON, complete or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
+
+
+def read_record(path):
+    """The record in a file. Raises ConfigError where there is none, or one of another schema."""
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no run record {path}; `make repro` trains what is missing")
+    record = json.loads(path.read_text())
+    if record.get("schema") != SCHEMA:
+        raise ConfigError(f"{path} has schema {record.get('schema')}, this code reads {SCHEMA}; train the run again")
+    return record
+
+
+def git_commit():
+    """The commit of the code, with "-dirty" if files differ from it; "unknown" outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def device_name(device):
+    """The processor's or GPU's name as its vendor gives it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -1,0 +1,62 @@
+"""Regularization that drives structure parameters to zero.
+
+Equation (6) of the paper, the update of a structure parameter under weight decay:
+
+    Δα_i(t+1) = μ Δα_i(t) − η ∂E/∂α_i − λ η α_i
+
+with momentum μ, learning rate η and regularization strength λ. At a constant η this is exactly
+torch.optim.SGD with momentum μ and weight_decay λ on α (PyTorch keeps Δα/η in its momentum buffer, so
+that the two differ only in the steps at which η changes). For ℓ1 the last term is λ η sign(α_i).
+"""
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from psp.errors import ConfigError
+from psp.parameterize import structure_parameters
+
+REGULARIZERS = ("weight_decay", "l1")
+
+
+def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weight_decay"):
+    """Parameter groups for any torch optimizer: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
+
+    Args:
+        model: a module, parameterized or not.
+        weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes); biases and normalization have none.
+        structure_decay: λ ≥ 0 on α.
+        regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
+
+    Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
+    The "l1" entry of a group is applied once per optimizer step, however many backward passes led to it.
+    """
+    if regularizer not in REGULARIZERS:
+        raise ConfigError(f"unknown regularizer {regularizer!r}; choose one of {', '.join(REGULARIZERS)}")
+    if weight_decay < 0 or structure_decay < 0:
+        raise ConfigError(
+            f"decay must be at least 0, got weight_decay={weight_decay}, structure_decay={structure_decay}"
+        )
+    alphas = list(structure_parameters(model).values())
+    ids = {id(alpha) for alpha in alphas}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": alphas, "weight_decay": 0.0, "l1": 0.0},
+    ]
+    groups[-1][regularizer if regularizer == "l1" else "weight_decay"] = structure_decay
+    return [group for group in groups if group["params"]]
+
+
+def _add_l1_gradient(optimizer, args, kwargs):
+    """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
+    for group in optimizer.param_groups:
+        strength = group.get("l1", 0.0)
+        if strength:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.add_(parameter.detach().sign(), alpha=strength)
+
+
+# A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.
+# Optimizers whose groups have no "l1" entry, which is every other optimizer of the process, are left alone.
+register_optimizer_step_pre_hook(_add_l1_gradient)

@@ -1,0 +1,169 @@
+"""Training: one plain loop of SGD, the same for all methods, that can be killed at any moment."""
+
+import math
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from psp.checkpoint import Checkpoint
+from psp.config import RunConfig
+from psp.data import augment, load, normalize
+from psp.errors import ConfigError, DivergedError
+from psp.methods import before_step, build_model, groups
+from psp.parameterize import sparsity
+from psp.records import alpha_counts, make_record, read_record, write_record
+
+WARMUP = 0.1
+EVALUATION_BATCH = 500
+# The loss is looked at every so many steps: each look makes a GPU wait for the CPU.
+LOOK_EVERY = 20
+
+
+@dataclass
+class State:
+    """All that training changes."""
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    generator: torch.Generator
+    epoch: int = 0
+    curve: list = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(config, *, checkpoints="checkpoints", device=None, progress=True):
+    """Train one run to its end, from its last checkpoint if there is one; returns its record, a JSON-ready dict.
+
+    A run that is finished already is not trained again: its record is returned as it is.
+
+    Args:
+        config: a `RunConfig` or a mapping of its fields.
+        checkpoints: folder in which the run keeps its state after every epoch and its final weights.
+        device: a torch device; by default the GPU if there is one.
+        progress: show a progress bar with loss, error, sparsity and time left.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before training, for settings, images or a checkpoint that do not fit.
+        DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
+    """
+    config = RunConfig.of(config)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    data = load(config.dataset).to(device)
+    training, validation = data.hold_out(config.holdout)
+    steps = len(training) // config.batch_size
+    if steps == 0:
+        raise ConfigError(
+            f"batch_size {config.batch_size} exceeds the {len(training)} training images of {config.dataset}"
+        )
+    checkpoint = Checkpoint(checkpoints, config, data.sha256)
+    if checkpoint.record.exists():  # finished before: the test set is not read a second time
+        return read_record(checkpoint.record)
+    with deterministic():
+        state = start(config, data.num_classes, device)
+        checkpoint.restore(state)
+        with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=not progress, mininterval=1) as bar:
+            while state.epoch < config.epochs:
+                began = time.perf_counter()
+                point = train_epoch(state, training, data, config, bar)
+                if len(validation):
+                    point["validation_error_pct"] = error_pct(state.model, validation, data)
+                state.epoch += 1
+                state.curve.append(point)
+                state.seconds += time.perf_counter() - began
+                checkpoint.save(state)
+        checkpoint.save_weights(state.model)
+        record = make_record(config, data, state, error_pct(state.model, data.test, data), device)
+    write_record(record, checkpoint.record)
+    return record
+
+
+def start(config, num_classes, device):
+    """A run's state before its first step; everything random in it follows from the seed."""
+    torch.manual_seed(config.seed)
+    model = build_model(config, num_classes).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(groups(model, config), lr=config.learning_rate, momentum=config.momentum)
+    return State(model, optimizer, torch.Generator().manual_seed(config.seed))
+
+
+def train_epoch(state, images, data, config, bar):
+    """One pass over `images` in random order (a last, smaller batch is left out); returns its point of the curve."""
+    state.model.train()
+    order = torch.randperm(len(images), generator=state.generator).to(images.labels.device)
+    batches = [b for b in order.split(config.batch_size) if len(b) == config.batch_size]
+    first, steps = state.epoch * len(batches), config.epochs * len(batches)
+    losses = torch.zeros(len(batches), device=order.device)
+    wrong = torch.zeros((), device=order.device, dtype=torch.long)
+    for step, batch in enumerate(batches):
+        before_step(state.model, config, first + step, steps)
+        rate = learning_rate(first + step, steps, config.learning_rate)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        pixels = augment(images.pixels[batch], state.generator)
+        labels = images.labels[batch]
+        logits = state.model(normalize(pixels, data.mean, data.std))
+        loss = F.cross_entropy(logits, labels)
+        state.optimizer.zero_grad()
+        loss.backward()
+        state.optimizer.step()
+        losses[step] = loss.detach()
+        wrong += (logits.argmax(1) != labels).sum()
+        bar.update()
+        if (step + 1) % LOOK_EVERY == 0 or step + 1 == len(batches):
+            look(state, losses[: step + 1], wrong, config, bar)
+    return {
+        "epoch": state.epoch + 1,
+        "loss": losses.mean().item(),
+        "train_error_pct": 100 * wrong.item() / (len(batches) * config.batch_size),
+        "sparsity": sparsity(state.model).structures,
+        "log10_alpha_counts": alpha_counts(state.model),
+    }
+
+
+def look(state, losses, wrong, config, bar):
+    """Show the progress; raise DivergedError, naming the step, if any loss so far is not finite."""
+    bad = (~losses.isfinite()).nonzero()
+    if len(bad):
+        kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch else "there is no checkpoint yet"
+        raise DivergedError(
+            f"the loss became {losses[bad[0, 0]].item()} at epoch {state.epoch + 1}, step {int(bad[0, 0]) + 1}; "
+            f"{kept}. Lower the learning rate (now {config.learning_rate}) or the decay and start again"
+        )
+    error = 100 * wrong.item() / (len(losses) * config.batch_size)
+    pruned = f"{100 * sparsity(state.model).structures:.1f}%"
+    bar.set_postfix(loss=f"{losses[-1].item():.3f}", error=f"{error:.1f}%", sparsity=pruned, refresh=False)
+
+
+def learning_rate(step, steps, peak):
+    """Rate of step `step` out of `steps`: linear to `peak` over the first tenth, then half a cosine down to zero."""
+    warmup = WARMUP * steps
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@torch.no_grad()
+def error_pct(model, images, data):
+    """Share of misclassified `images` in percent, in evaluation mode, without augmentation."""
+    model.eval()
+    wrong = 0
+    for rows in torch.arange(len(images), device=images.labels.device).split(EVALUATION_BATCH):
+        logits = model(normalize(images.pixels[rows], data.mean, data.std))
+        wrong += int((logits.argmax(1) != images.labels[rows]).sum())
+    return 100 * wrong / len(images)
+
+
+@contextmanager
+def deterministic():
+    """Only algorithms that give the same bits every time, for as long as the context lasts."""
+    before = torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
