@@ -10,11 +10,9 @@ import sys
 from psp.data import load
 from psp.errors import CheckpointError, ConfigError, DataError, DivergedError
 from psp.plan import plan
-from psp.profiles import ROOT, load_profile
+from psp.profiles import CHECKPOINTS, ROOT, load_profile
 from psp.records import write_record
 from psp.train import train
-
-CHECKPOINTS = ROOT / "checkpoints"
 
 
 def data(profile):
@@ -43,7 +41,7 @@ def train_run(profile, run, in_notebook=True):
     check_data(profile, config.dataset)
     record = profile.record_path(run)
     if in_notebook:
-        parameters = {**config.as_dict(), "checkpoints": str(CHECKPOINTS), "record_path": str(record)}
+        parameters = {**config.as_dict(), "record_path": str(record)}
         execute("train", profile.notebook_path(run), parameters)
     else:
         write_record(train(config, checkpoints=CHECKPOINTS), record)

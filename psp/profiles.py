@@ -13,6 +13,7 @@ from psp.config import RunConfig
 from psp.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINTS = ROOT / "checkpoints"
 
 
 @dataclass(frozen=True)

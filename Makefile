@@ -1,0 +1,46 @@
+# make repro [PROFILE=demo|laptop|paper]   run the pipeline
+# make test                                lint and test
+# make help                                the rest
+PROFILE ?= demo
+PYTHON ?= python3
+BIN := .venv/bin
+# dvc, papermill and Jupyter find each other and the kernel through the PATH.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+PIPELINE = $(if $(filter demo,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
+
+.PHONY: help repro test notebooks lock clean
+
+help:
+	@echo "make repro [PROFILE=demo]  run the pipeline of a profile: demo, laptop or paper"
+	@echo "make test                  lint and test, notebooks included"
+	@echo "make notebooks             execute the notebooks again and store their outputs"
+	@echo "make lock                  pin requirements.in anew in requirements.txt"
+	@echo "make clean                 remove the environment and the caches, nothing else"
+
+repro: $(BIN)/.ready
+	python -m psp.pipeline plan $(PROFILE)
+	dvc repro $(PIPELINE)
+
+test: $(BIN)/.ready
+	ruff check .
+	ruff format --check .
+	python -m pytest --nbval --nbval-current-env tests notebooks
+
+notebooks: $(BIN)/.ready
+	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+$(BIN)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+lock:
+	$(PYTHON) -m venv .lock-venv
+	.lock-venv/bin/python -m pip install --quiet uv
+	.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-header --no-annotate requirements.in -o requirements.txt
+
+clean:
+	rm -rf .venv .lock-venv .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,41 @@
+"""What the notebooks share: papermill's parameters, checked, so that a misspelt one cannot go unnoticed."""
+
+from types import ModuleType
+
+from psp.config import RunConfig
+from psp.errors import ConfigError
+from psp.profiles import CHECKPOINTS
+
+# What IPython itself puts into a notebook's namespace.
+IPYTHON_NAMES = {"In", "Out", "exit", "get_ipython", "open", "quit"}
+PATHS = ("checkpoints", "record_path")
+
+
+def run_settings(namespace):
+    """(RunConfig, checkpoints, record_path) from the parameters in a notebook's `globals()`.
+
+    Raises ConfigError for a name that is not a field of RunConfig: papermill only warns of it and would train
+    with the default instead.
+    """
+    settings = parameters(namespace)
+    checkpoints, record_path = (settings.pop(name) for name in PATHS)
+    return RunConfig.of(settings), checkpoints or CHECKPOINTS, record_path
+
+
+def check_names(namespace, known):
+    """Raise ConfigError if a notebook's `globals()` hold a parameter that is not in the set `known`."""
+    for name in parameters(namespace):
+        if name not in known:
+            raise ConfigError(f"unknown parameter {name!r}; known are {', '.join(sorted(known))}")
+
+
+def parameters(namespace):
+    """The plain values in a notebook's `globals()`: no modules, functions or names of IPython's own."""
+    return {
+        name: value
+        for name, value in namespace.items()
+        if not name.startswith("_")
+        and name not in IPYTHON_NAMES
+        and not isinstance(value, ModuleType)
+        and not callable(value)
+    }

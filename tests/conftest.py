@@ -1,0 +1,45 @@
+"""Few images for quick runs; real ones and an independent author's weights where they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+from few import few
+
+import psp.data
+from psp.data import load
+from psp.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def few_digits():
+    """For the length of a test module, the digits are 256 training and 64 test images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(psp.data, "_digits", few(psp.data._digits))
+        yield
+
+
+@pytest.fixture(scope="session")
+def cifar10():
+    return _real("cifar10")
+
+
+@pytest.fixture(scope="session")
+def cifar100():
+    return _real("cifar100")
+
+
+@pytest.fixture(scope="session")
+def reference_weights():
+    """Folder with resnet20.th and resnet56.th of akamaster/pytorch_resnet_cifar10."""
+    folder = os.environ.get("PSP_REFERENCE_WEIGHTS")
+    if not folder:
+        pytest.skip("PSP_REFERENCE_WEIGHTS names no folder with an independent author's weights")
+    return Path(folder)
+
+
+def _real(name):
+    try:
+        return load(name)
+    except DataError as error:
+        pytest.skip(str(error))

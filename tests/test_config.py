@@ -1,0 +1,48 @@
+"""A run's settings are checked in full before any work."""
+
+import pytest
+
+from psp.config import RunConfig, run_key
+from psp.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epoch": 3}, "unknown parameter 'epoch'; did you mean 'epochs'"),
+        ({"zzz": 3}, "unknown parameter 'zzz'; known are dataset, model"),
+        ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
+        ({"model": "vgg"}, "unknown model 'vgg'"),
+        ({"method": "magnitude"}, "unknown method 'magnitude'; choose one of baseline"),
+        ({"structure": "row"}, "unknown structure 'row'"),
+        ({"threshold": -0.1}, "threshold must be at least 0, got -0.1"),
+        ({"method": "l1_norm", "sparsity": 1.5}, "sparsity must lie in 0…1, got 1.5"),
+        ({"method": "l1_norm"}, "method 'l1_norm' needs a sparsity"),
+        ({"method": "baseline", "sparsity": 0.5}, "method 'baseline' takes no sparsity"),
+        ({"structure_decay": "3e-3"}, r"structure_decay must be float, got '3e-3' \(in YAML write"),
+        ({"epochs": 2.5}, "epochs must be int, got 2.5"),
+        ({"epochs": 0}, "epochs must be above 0"),
+        ({"epochs": True}, "epochs must be int, got True"),
+        ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"prune_at": 1.0}, "prune_at must be at least 0 and below 1"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.of(settings)
+
+
+def test_a_config_survives_json():
+    config = RunConfig(method="l1_norm", sparsity=0.5, skip=["conv1"])
+    assert RunConfig.of(config.as_dict()) == config
+    assert RunConfig.of(config) is config
+
+
+def test_a_run_is_known_by_settings_data_and_code(monkeypatch):
+    config = RunConfig()
+    key = run_key(config, "a")
+    assert run_key(RunConfig(), "a") == key
+    assert run_key(RunConfig(seed=1), "a") != key
+    assert run_key(config, "b") != key
+    monkeypatch.setattr("psp.config.TRAINING_SOURCES", ("train.py",))
+    assert run_key(config, "a") != key

@@ -1,0 +1,68 @@
+"""Networks against published counts and an independent author's weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import psp
+from psp.data import normalize
+from psp.errors import ConfigError
+from psp.models import create_model
+from psp.train import error_pct
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    # As counted by akamaster/pytorch_resnet_cifar10; He et al. 2016 give 0.27, 0.46, 0.66, 0.85 and 1.7 M.
+    [
+        ("resnet20", 269_722),
+        ("resnet32", 464_154),
+        ("resnet44", 658_586),
+        ("resnet56", 853_018),
+        ("resnet110", 1_727_962),
+    ],
+)
+def test_parameter_counts(name, parameters):
+    assert sum(p.numel() for p in create_model(name).parameters()) == parameters
+
+
+def test_shapes_and_classes():
+    net = create_model("resnet20", num_classes=100)
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_shortcut_is_subsampled_and_padded_on_both_sides():
+    shortcut = create_model("resnet20").layer2[0].shortcut
+    x = torch.arange(16 * 16, dtype=torch.float32).view(1, 16, 4, 4) + 1
+    out = shortcut(x)
+    assert out.shape == (1, 32, 2, 2)
+    assert torch.equal(out[:, 8:24], x[:, :, [0, 2]][..., [0, 2]])
+    assert not out[:, :8].any()
+    assert not out[:, 24:].any()
+
+
+def test_an_unknown_model_is_named():
+    with pytest.raises(ConfigError, match="unknown model 'resnet21'; choose one of resnet20"):
+        psp.create_model("resnet21")
+
+
+@pytest.mark.parametrize(("name", "published_error"), [("resnet20", 8.27), ("resnet56", 6.61)])
+def test_an_independent_authors_weights_score_their_published_error(name, published_error, cifar10, reference_weights):
+    """Checks model and data reader at once: the file's tensors are in the order in which the network defines them."""
+    theirs = torch.load(reference_weights / f"{name}.th", map_location="cpu", weights_only=True)["state_dict"]
+    net = create_model(name)
+    ours = net.state_dict()
+    assert len(theirs) == len(ours)
+    net.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
+    net.to(memory_format=torch.channels_last)
+    data = replace(cifar10, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    assert error_pct(net, data.test, data) == pytest.approx(published_error, abs=0.005)
+
+
+def test_normalize_gives_zero_mean_and_unit_deviation(cifar10):
+    pixels = normalize(cifar10.train.pixels[:5000], cifar10.mean, cifar10.std)
+    assert pixels.mean((0, 2, 3)).abs().max() < 0.05
+    assert (pixels.std((0, 2, 3)) - 1).abs().max() < 0.05

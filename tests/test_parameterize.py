@@ -1,0 +1,185 @@
+"""q = w · ν(α): forward, straight-through backward, sparsity and folding, against hand-made references."""
+
+import copy
+import math
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import nn
+
+import psp
+from psp.errors import ConfigError
+from psp.parameterize import ThresholdedScale
+from psp.structures import ALPHA_SHAPE
+
+EPS = 0.1
+
+
+def scale(weight, alpha, structure="column", threshold=EPS):
+    module = ThresholdedScale(weight, structure, threshold, init=1.0)
+    module.alpha.data.copy_(torch.as_tensor(alpha, dtype=weight.dtype).view_as(module.alpha))
+    return module
+
+
+def small_net():
+    return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(8, 5))
+
+
+def test_gradcheck_where_nothing_is_pruned():
+    torch.manual_seed(0)
+    weight = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    sign = torch.where(torch.arange(8) % 2 == 0, 1.0, -1.0).view(1, 2, 2, 2)
+    alpha = (sign * (0.5 + torch.rand(1, 2, 2, 2, dtype=torch.float64))).requires_grad_()
+    module = scale(weight.detach(), alpha.detach())
+
+    def q(weight, alpha):
+        return torch.func.functional_call(module, {"alpha": alpha}, (weight,))
+
+    assert torch.autograd.gradcheck(q, (weight, alpha))
+
+
+def test_straight_through_gradient_by_hand():
+    """∂E/∂w = g · ν(α), zero where pruned; ∂E/∂α_i = Σ_j g_ij · w_ij, as if nothing were pruned."""
+    weight = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64, requires_grad=True)
+    module = scale(weight.detach(), [0.5, 0.05, -2.0])
+    g = torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]], dtype=torch.float64)
+    q = module(weight)
+    assert q.tolist() == [[0.5, 0.0, -6.0], [2.0, 0.0, -12.0]]
+    q.backward(g)
+    assert weight.grad.tolist() == [[0.5, 0.0, -200.0], [1.0, 0.0, -400.0]]
+    assert module.alpha.grad.tolist() == [[1 * 1 + 2 * 4, 10 * 2 + 20 * 5, 100 * 3 + 200 * 6]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_itself_is_kept(dtype):
+    eps = torch.tensor(EPS, dtype=dtype)
+    below = torch.nextafter(eps, torch.zeros((), dtype=dtype))
+    alpha = torch.stack([eps, -eps, below, -below])
+    module = scale(torch.ones(1, 4, dtype=dtype), alpha, threshold=eps.item())
+    assert module.kept().tolist() == [[True, True, False, False]]
+    assert torch.equal(module(torch.ones(1, 4, dtype=dtype)), torch.stack([eps, -eps, eps * 0, eps * 0]).view(1, 4))
+
+
+def test_a_pruned_column_comes_back():
+    """With |α| just below ε and a loss that wants the column, a step of SGD lifts it over the threshold."""
+    layer = psp.parameterize(nn.Sequential(nn.Linear(1, 1, bias=False)), threshold=EPS)
+    alpha = psp.structure_parameters(layer)["0"]
+    alpha.data.fill_(0.09)
+    layer[0].parametrizations.weight.original.data.fill_(1.0)
+    assert psp.sparsity(layer).structures == 1.0
+    optimizer = torch.optim.SGD(psp.param_groups(layer), lr=0.1)
+    ((layer(torch.ones(1, 1)) - 1) ** 2).sum().backward()
+    optimizer.step()
+    assert alpha.item() == pytest.approx(0.09 + 0.1 * 2)  # ∂E/∂α = 2·(0 − 1)·w
+    assert psp.sparsity(layer).structures == 0.0
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    structure=st.sampled_from(sorted(ALPHA_SHAPE)),
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+    threshold=st.floats(0, 2),
+    seed=st.integers(0, 2**20),
+)
+def test_masks_sparsity_and_fold_on_random_convolutions(structure, shape, threshold, seed):
+    torch.manual_seed(seed)
+    k, c, r, s = shape
+    net = nn.Sequential(nn.Conv2d(c, k, (r, s), padding=2))
+    psp.parameterize(net, structure, threshold=threshold, init=5.0)
+    alpha = psp.structure_parameters(net)["0"]
+    alpha.data.normal_()
+    original = net[0].parametrizations.weight.original.detach()
+    expected = torch.zeros_like(original)
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, 4).tolist():
+        own = alpha[tuple(i if n > 1 else 0 for i, n in zip(index, alpha.shape, strict=True))].item()
+        expected[tuple(index)] = original[tuple(index)] * (own if abs(own) >= threshold else 0.0)
+    assert torch.equal(net[0].weight.detach(), expected)
+    pruned = sum(abs(a) < threshold for a in alpha.flatten().tolist())
+    measured = psp.sparsity(net)
+    assert measured.structures == pytest.approx(pruned / alpha.numel())
+    assert measured.weights == pytest.approx((expected == 0).float().mean().item(), abs=1e-6)
+    assert measured.layers["0"].count == alpha.numel()
+    x = torch.randn(2, c, 4, 4)
+    before = net(x)
+    torch.testing.assert_close(psp.fold(net)(x), before, rtol=1e-6, atol=1e-6)
+    assert not psp.structure_parameters(net)
+    assert sorted(net.state_dict()) == ["0.bias", "0.weight"]
+
+
+def test_sparsity_over_several_layers_by_hand():
+    """Columns: 27 in the first layer (×4 weights), 4 in the second (×2); prune 9 and 4 of them."""
+    net = psp.parameterize(small_net(), skip=("4",))
+    alphas = psp.structure_parameters(net)
+    assert {name: tuple(a.shape) for name, a in alphas.items()} == {"0": (1, 3, 3, 3), "2": (1, 4, 1, 1)}
+    alphas["0"].data[:, 1] = 0.0
+    alphas["2"].data.zero_()
+    measured = psp.sparsity(net)
+    assert measured.structures == pytest.approx((9 + 4) / 31)
+    assert measured.weights == pytest.approx((9 * 4 + 4 * 2) / (27 * 4 + 4 * 2))
+    assert measured.layers["0"].structures == pytest.approx(1 / 3)
+    assert measured.layers["2"].structures == 1.0
+
+
+def test_with_alpha_one_the_network_is_the_plain_one():
+    torch.manual_seed(0)
+    plain, x = small_net(), torch.randn(2, 3, 4, 4)
+    assert torch.equal(psp.parameterize(copy.deepcopy(plain))(x), plain(x))
+
+
+def test_skip_patterns():
+    net = psp.parameterize(psp.create_model("resnet20"), skip=("conv1", "fc", "layer[12].*"))
+    assert all(name.startswith("layer3.") for name in psp.structure_parameters(net))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"threshold": -0.1}, "threshold .* at least 0, got -0.1"),
+        ({"init": 0.05, "threshold": 0.1}, "init α = 0.05 lies below the threshold"),
+        ({"structure": "filter"}, "unknown structure 'filter'"),
+        ({"skip": ("fc",)}, "skip pattern 'fc' matches no layer; the layers are: 0, 2, 4"),
+        ({"skip": ("*",)}, "no convolution or linear layer left"),
+    ],
+)
+def test_bad_arguments_leave_the_model_alone(arguments, message):
+    net = small_net()
+    before = list(net.state_dict())
+    with pytest.raises(ConfigError, match=message):
+        psp.parameterize(net, **arguments)
+    assert list(net.state_dict()) == before
+
+
+def test_parameterizing_twice_is_an_error_that_names_the_layer():
+    net = psp.parameterize(small_net())
+    with pytest.raises(ConfigError, match="layer '0' is parameterized already"):
+        psp.parameterize(net)
+
+
+def test_a_model_without_structure_parameters():
+    net = small_net()
+    assert psp.structure_parameters(net) == {}
+    assert psp.sparsity(net) == (0.0, 0.0, {})
+    assert psp.fold(net) is net
+
+
+def test_training_one_step_matches_an_explicit_product():
+    """A second implementation: the same step with α · w written out, no parametrization."""
+    torch.manual_seed(0)
+    net = psp.parameterize(nn.Sequential(nn.Linear(3, 2, bias=False)))
+    weight = net[0].parametrizations.weight.original.detach().clone().requires_grad_()
+    alpha = torch.ones(1, 3, requires_grad=True)
+    optimizer = torch.optim.SGD(psp.param_groups(net, 0.1, 0.2), lr=0.05, momentum=0.9)
+    reference = torch.optim.SGD(
+        [{"params": [weight], "weight_decay": 0.1}, {"params": [alpha], "weight_decay": 0.2}], lr=0.05, momentum=0.9
+    )
+    for _ in range(3):
+        x, y = torch.randn(4, 3), torch.randn(4, 2)
+        for opt, output in ((optimizer, net(x)), (reference, x @ (alpha * weight).T)):
+            opt.zero_grad()
+            ((output - y) ** 2).mean().backward()
+            opt.step()
+    torch.testing.assert_close(net[0].parametrizations.weight.original, weight)
+    torch.testing.assert_close(psp.structure_parameters(net)["0"], alpha)
+    assert math.isfinite(alpha.sum().item())

@@ -1,0 +1,152 @@
+"""The project's own files agree with one another."""
+
+import ast
+import inspect
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+import psp
+from psp.config import TRAINING_SOURCES, RunConfig
+from psp.errors import ConfigError
+from psp.notebook import check_names, run_settings
+from psp.profiles import ROOT, load_profile
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = ("demo", "laptop", "paper")
+# Imported by training, but no number depends on them.
+REPORTING = {"errors.py", "records.py"}
+
+
+def stages():
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def imported_modules(path):
+    """Files of psp that a file of psp imports, relative to psp/."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("psp."):
+            module = ROOT / Path(*node.module.split("."))
+            found = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+            yield found.relative_to(ROOT / "psp").as_posix()
+
+
+def import_closure(start):
+    seen, todo = set(), {start}
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        todo |= set(imported_modules(ROOT / "psp" / name)) - seen
+    return seen
+
+
+def test_training_depends_on_the_files_that_decide_its_numbers_and_on_nothing_else():
+    assert set(TRAINING_SOURCES) == import_closure("train.py") - REPORTING
+    deps = stages()["train"]["do"]["deps"]
+    assert {d.removeprefix("psp/") for d in deps if d.startswith("psp/")} == set(TRAINING_SOURCES)
+    assert [d for d in deps if not d.startswith("psp/")] == ["results/${profile}/data.json"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_complete_and_its_own_pipeline(profile):
+    loaded = load_profile(profile)
+    assert {config.method for config in loaded.runs.values()} == set(psp.config.METHODS)
+    folder = ROOT if profile == "demo" else ROOT / "profiles" / profile
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    assert (folder / params["root"]).resolve() == ROOT
+    assert ROOT / params["params_file"] == folder / "params.yaml"
+    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml", "one stage list for all profiles"
+    for run, config in loaded.runs.items():
+        assert run.startswith(config.method)
+        assert run.endswith(f"-s{config.seed}")
+
+
+@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 7)])
+def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
+    runs = load_profile(profile).runs.values()
+    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay, c.model, c.dataset) for c in runs}) == 1
+    assert next(iter(runs)).epochs >= epochs
+    for method in set(psp.config.METHODS) - {"baseline"}:
+        assert len({(c.sparsity, c.structure_decay) for c in runs if c.method == method}) >= least
+
+
+def test_an_unknown_profile_and_run_are_named():
+    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, paper"):
+        load_profile("desktop")
+    with pytest.raises(ConfigError, match="profile 'demo' has no run 'x'"):
+        load_profile("demo").config("x")
+
+
+def test_environment_yml_takes_its_versions_from_the_pinned_file():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert pip == ["-r requirements.txt"]
+    python = next(re.fullmatch(r"python=(\d+)\.(\d+)", d) for d in conda if d.startswith("python"))
+    assert (int(python[1]), int(python[2])) >= (3, 11)
+    assert {d.split("=")[0] for d in conda} == {"python", "pip", "make", "git"}, "no second place for versions"
+
+
+def test_every_direct_dependency_is_pinned_with_hashes_and_no_address():
+    pinned = (ROOT / "requirements.txt").read_text()
+    assert "://" not in pinned
+    direct = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
+    for name in direct:
+        assert re.search(rf"^{name}==\S+.*\\\n    --hash=sha256:", pinned, re.MULTILINE), f"{name} is not pinned"
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_every_cell_of_every_notebook_was_executed_in_order(path):
+    counts = [cell["execution_count"] for cell in cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for cell in cells(path) for o in cell["outputs"] if o["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_every_notebook_has_one_parameters_cell_and_compares_outputs(path):
+    assert len([c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]) == 1
+    compared = [c for c in cells(path) if c["outputs"] and "nbval-ignore-output" not in c["metadata"].get("tags", [])]
+    assert len(compared) >= 3
+
+
+def parameters_cell(name):
+    source = next(c for c in cells(ROOT / "notebooks" / name) if "parameters" in c["metadata"].get("tags", []))[
+        "source"
+    ]
+    namespace = {}
+    exec("".join(source), namespace)
+    return namespace
+
+
+def test_the_training_notebook_has_every_setting_of_a_run():
+    names = set(parameters_cell("train.ipynb")) - {"__builtins__"}
+    assert names == {field.name for field in fields(RunConfig)} | {"checkpoints", "record_path"}
+    config, _, record_path = run_settings(parameters_cell("train.ipynb"))
+    assert config.dataset == "digits"
+    assert record_path == ""
+
+
+def test_an_unknown_notebook_parameter_is_an_error_before_training():
+    injected = {**parameters_cell("train.ipynb"), "epoch": 9, "In": [], "_i1": "", "psp": psp}
+    with pytest.raises(ConfigError, match="unknown parameter 'epoch'; did you mean 'epochs'"):
+        run_settings(injected)
+    with pytest.raises(ConfigError, match="unknown parameter 'profil'; known are profile"):
+        check_names({"profile": "demo", "profil": "laptop", "check_names": check_names}, {"profile"})
+
+
+def test_every_public_function_explains_itself():
+    for name in psp.__all__:
+        assert len(inspect.getdoc(getattr(psp, name))) > 60, name
+
+
+def test_no_file_of_the_package_has_grown_past_one_idea():
+    for path in (ROOT / "psp").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 250, path.name

@@ -1,0 +1,77 @@
+"""Equation (6) and its ℓ1 variant against updates written out by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import psp
+from psp.errors import ConfigError
+
+MU, ETA, LAMBDA = 0.9, 0.05, 0.3
+
+
+def one_alpha():
+    """One weight w = 2 and one α = 1, so that E = c·x·α·w has ∂E/∂α = c·w for x = 1."""
+    net = psp.parameterize(nn.Sequential(nn.Linear(1, 1, bias=False)).double(), threshold=0.0)
+    net[0].parametrizations.weight.original.data.fill_(2.0)
+    net[0].parametrizations.weight.original.requires_grad_(False)
+    return net, psp.structure_parameters(net)["0"]
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "term"),
+    [("weight_decay", lambda alpha: alpha), ("l1", lambda alpha: (alpha > 0) - (alpha < 0))],
+)
+def test_update_by_hand_over_several_steps(regularizer, term):
+    """Δα(t+1) = μ Δα(t) − η ∂E/∂α − λ η α, through zero, for six steps."""
+    net, alpha = one_alpha()
+    groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer=regularizer)
+    optimizer = torch.optim.SGD(groups, lr=ETA, momentum=MU)
+    expected, delta = 1.0, 0.0
+    for slope in (1.0, 4.0, 3.0, -1.0, -6.0, 0.5):
+        optimizer.zero_grad()
+        (slope * net(torch.ones(1, 1, dtype=torch.float64))).sum().backward()
+        optimizer.step()
+        delta = MU * delta - ETA * (slope * 2.0) - LAMBDA * ETA * term(expected)
+        expected += delta
+        assert alpha.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_l1_is_applied_once_per_step_however_many_backward_passes():
+    net, alpha = one_alpha()
+    optimizer = torch.optim.SGD(psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1"), lr=ETA)
+    for _ in range(4):
+        (0.0 * net(torch.ones(1, 1, dtype=torch.float64))).sum().backward()
+    optimizer.step()
+    assert alpha.item() == pytest.approx(1.0 - ETA * LAMBDA)
+
+
+def test_other_optimizers_of_the_process_are_left_alone():
+    parameter = nn.Parameter(torch.ones(1))
+    optimizer = torch.optim.SGD([parameter], lr=ETA)
+    parameter.grad = torch.zeros(1)
+    optimizer.step()
+    assert parameter.item() == 1.0
+
+
+def test_groups_hold_every_parameter_once_with_its_own_decay():
+    net = psp.parameterize(psp.create_model("resnet20"), skip=("conv1", "fc"))
+    weights, plain, alphas = psp.param_groups(net, weight_decay=1e-4, structure_decay=1e-3)
+    assert (weights["weight_decay"], plain["weight_decay"], alphas["weight_decay"]) == (1e-4, 0.0, 1e-3)
+    assert alphas["l1"] == 0.0
+    grouped = [id(p) for group in (weights, plain, alphas) for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in net.parameters())
+    assert {id(p) for p in alphas["params"]} == {id(p) for p in psp.structure_parameters(net).values()}
+    assert all(p.ndim <= 1 for p in plain["params"])
+
+
+def test_a_plain_network_has_no_structure_group():
+    assert all("l1" not in group for group in psp.param_groups(psp.create_model("resnet20"), 1e-4))
+
+
+def test_bad_arguments():
+    net, _ = one_alpha()
+    with pytest.raises(ConfigError, match="unknown regularizer 'L2'; choose one of weight_decay, l1"):
+        psp.param_groups(net, regularizer="L2")
+    with pytest.raises(ConfigError, match="decay must be at least 0"):
+        psp.param_groups(net, structure_decay=-1e-3)

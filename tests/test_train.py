@@ -1,0 +1,122 @@
+"""Training: the schedule, each method's effect, the record and the weights it ends in."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import psp
+from psp.config import METHODS, RunConfig
+from psp.data import load
+from psp.errors import ConfigError
+from psp.methods import before_step, build_model
+from psp.parameterize import parametrizations
+from psp.train import error_pct, learning_rate
+
+pytestmark = pytest.mark.usefixtures("few_digits")
+
+QUICK = {"epochs": 1, "batch_size": 64, "structure_decay": 0.001}
+PRESCRIBED = {"l1_norm": 0.5, "psp_fixed_sparsity": 0.7}
+
+
+def settings(method):
+    return {**QUICK, "method": method, "sparsity": PRESCRIBED.get(method)}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, few_digits):
+    """(folder, {method: record}) of one quick run a method."""
+    folder = tmp_path_factory.mktemp("runs")
+    return folder, {m: psp.train(settings(m), checkpoints=folder, progress=False) for m in METHODS}
+
+
+def test_learning_rate_rises_for_a_tenth_and_falls_to_zero_along_half_a_cosine():
+    rates = [learning_rate(step, 100, 0.2) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) / 11 for k in range(10)])
+    assert rates[10] == 0.2
+    assert rates[55] == pytest.approx(0.1)
+    assert rates[99] == pytest.approx(0.1 * (1 - math.cos(math.pi / 90)))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_record_says_what_was_run_and_what_came_out(method, finished):
+    record = finished[1][method]
+    assert json.loads(json.dumps(record)) == record
+    assert RunConfig.of(record["config"]) == RunConfig.of(settings(method))
+    assert record["data"] == {"name": "digits", "train": 256, "test": 64, "sha256": load("digits").sha256}
+    assert 0 <= record["test_error_pct"] <= 100
+    assert len(record["curve"]) == 1
+    assert "validation_error_pct" not in record["curve"][0]
+    assert {"git_commit", "code_sha256", "versions", "device", "threads"} <= set(record["provenance"])
+    assert record["seconds"] > 0
+    columns = {name: layer["count"] for name, layer in record["layers"].items()}
+    assert len(columns) == (0 if method == "baseline" else 18)
+    for name, counts in record["log10_alpha"]["counts"].items():
+        assert sum(counts) == columns[name]
+
+
+@pytest.mark.parametrize("method", sorted(PRESCRIBED))
+def test_prescribed_sparsities_are_met_in_every_layer(method, finished):
+    for layer in finished[1][method]["layers"].values():
+        assert layer["structures"] == pytest.approx(PRESCRIBED[method], abs=0.5 / layer["count"] + 1e-9)
+
+
+def test_saved_weights_give_the_recorded_error(finished):
+    folder, records = finished
+    data = load("digits")
+    seen = 0
+    for path in folder.glob("*/weights.safetensors"):
+        record = json.loads((path.parent / "record.json").read_text())
+        model = build_model(RunConfig.of(record["config"]), data.num_classes)
+        model.load_state_dict(load_file(path))
+        assert error_pct(model.to(memory_format=torch.channels_last), data.test, data) == record["test_error_pct"]
+        assert psp.sparsity(model).structures == record["sparsity"]["structures"]
+        seen += 1
+    assert seen == len(records)
+
+
+def test_held_out_images_give_a_validation_error_every_epoch(tmp_path):
+    record = psp.train({**settings("baseline"), "holdout": 100}, checkpoints=tmp_path, progress=False)
+    assert 0 <= record["curve"][0]["validation_error_pct"] <= 100
+
+
+def test_another_seed_gives_another_run(finished, tmp_path):
+    other = psp.train({**settings("baseline"), "seed": 1}, checkpoints=tmp_path, progress=False)
+    assert other["curve"][0]["loss"] != finished[1]["baseline"]["curve"][0]["loss"]
+
+
+def test_l1_norm_prunes_once_after_its_share_of_the_steps():
+    config = RunConfig.of({**settings("l1_norm"), "prune_at": 0.3})
+    model = build_model(config, 10)
+    for step in range(100):
+        before_step(model, config, step, 100)
+        assert (psp.sparsity(model).structures > 0) == (step >= 30)
+        if step == 30:
+            masks = [pruner.kept().clone() for _, pruner in parametrizations(model).values()]
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    assert all(torch.equal(m, p.kept()) for m, (_, p) in zip(masks, parametrizations(model).values(), strict=True))
+
+
+def test_weight_decay_and_l1_use_their_own_regularizer(tmp_path):
+    """Strong enough to prune within one epoch: both do, and not to the same α."""
+    strong = {**QUICK, "batch_size": 8}
+    decay = psp.train(
+        {**strong, "method": "psp_weight_decay", "structure_decay": 1.0}, checkpoints=tmp_path, progress=False
+    )
+    lasso = psp.train({**strong, "method": "psp_l1", "structure_decay": 0.4}, checkpoints=tmp_path, progress=False)
+    assert decay["sparsity"]["structures"] > 0.2
+    assert lasso["sparsity"]["structures"] > 0.2
+    assert decay["log10_alpha"] != lasso["log10_alpha"]
+
+
+def test_a_batch_larger_than_the_data_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="batch_size 2000 exceeds the 256 training images of digits"):
+        psp.train({**QUICK, "batch_size": 2000}, checkpoints=tmp_path, progress=False)
+
+
+def test_determinism_is_asked_for_only_while_training(finished):
+    assert not torch.are_deterministic_algorithms_enabled()
