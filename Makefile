@@ -24,7 +24,7 @@ repro: $(BIN)/.ready
 test: $(BIN)/.ready
 	ruff check .
 	ruff format --check .
-	python -m pytest --nbval --nbval-current-env tests notebooks
+	pytest
 
 notebooks: $(BIN)/.ready
 	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb

@@ -3,17 +3,17 @@
 import math
 
 import matplotlib
+import seaborn as sns
+from matplotlib.figure import Figure
 
-# Text in an SVG as text, and the same file for the same numbers: no date, no random ids.
+from psp.claims import PAPER_LARGEST_SPARSITY, baseline_error
+from psp.tables import SERIES
+
+# Text in an SVG as text, and the same file for the same numbers: no date (see `save_figure`), no random ids.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "psp"})
 
-import seaborn as sns  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from psp.claims import PAPER_LARGEST_SPARSITY, baseline_error  # noqa: E402
-from psp.tables import SERIES  # noqa: E402
-
 COLORS = dict(zip(SERIES, ["#555555", *sns.color_palette("colorblind", 4).as_hex()], strict=True))
+COLUMNS = ["column_sparsity_pct", "test_error_pct", "error_sd"]
 MARKERS = dict(zip(SERIES, "Ds^vo", strict=True))
 
 
@@ -42,21 +42,40 @@ def figure_3(points, reference, title):
     return figure
 
 
+def save_figure(figure, path):
+    """Write a figure as `path`.svg and `path`.png; `path` has no suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+
+
 def _draw(axes, points, reference, above_baseline):
+    ours, theirs = (_shifted(table, above_baseline) for table in (points, reference))
     for series, label in SERIES.items():
         style = {"color": COLORS[series], "marker": MARKERS[series]}
-        theirs = _curve(reference, series, above_baseline)
-        axes.plot(*theirs, **style, markerfacecolor="white", alpha=0.45, linewidth=1, markersize=5, zorder=1)
-        ours = _curve(points, series, above_baseline)
-        spread = points.loc[points["series"] == series, "error_sd"]
-        axes.errorbar(*ours, yerr=spread.fillna(0), **style, label=label, linewidth=2, markersize=7, zorder=2)
+        x, y, _ = theirs[theirs["series"] == series][COLUMNS].to_numpy().T
+        axes.plot(x, y, **style, markerfacecolor="white", alpha=0.45, linewidth=1, markersize=5, zorder=1)
+        x, y, spread = ours[ours["series"] == series][COLUMNS].to_numpy().T
+        axes.errorbar(
+            x,
+            y,
+            yerr=spread if spread.any() else None,
+            **style,
+            label=label,
+            linewidth=2,
+            markersize=7,
+            capsize=3,
+            zorder=2,
+        )
     axes.set(xlabel="column sparsity, %", xlim=(-3, 100))
 
 
-def _curve(points, series, above_baseline):
-    rows = points[points["series"] == series].sort_values("column_sparsity_pct")
-    zero = baseline_error(points) if above_baseline else 0.0
-    return rows["column_sparsity_pct"], rows["test_error_pct"] - zero
+def _shifted(table, above_baseline):
+    """The table by sparsity, with a spread (0 where there is none), its errors above the baseline's if asked for."""
+    zero = baseline_error(table) if above_baseline else 0.0
+    spread = table["error_sd"].fillna(0.0) if "error_sd" in table else 0.0
+    shifted = table.assign(test_error_pct=table["test_error_pct"] - zero, error_sd=spread)
+    return shifted.sort_values("column_sparsity_pct")
 
 
 def training_curve(record):

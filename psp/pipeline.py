@@ -50,7 +50,8 @@ def train_run(profile, run, in_notebook=True):
 
 def figure_3(profile):
     """Draw Figure 3 and write its tables, through the notebook that shows them."""
-    execute("figure_3_column_pruning", profile.notebook_path("figure_3"), {"profile": profile.name})
+    parameters = {"profile": profile.name, "output": str(profile.results)}
+    execute("figure_3_column_pruning", profile.notebook_path("figure_3"), parameters)
     return f"Figure 3: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
 
 

@@ -76,3 +76,10 @@ def write_table(table, path, title, formats=None):
     text = f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
     path.with_suffix(".md").write_text(text)
     return text
+
+
+def write_figure_3_tables(points, claims, folder, title):
+    """Write the plotted points and the claims of Figure 3 into `folder`."""
+    formats = {"setting": "{:g}", "test_error_pct": "{:.2f}", "error_sd": "{:.2f}"}
+    write_table(points, folder / "figure_3", f"# Figure 3, {title}", formats)
+    write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}")

@@ -4,7 +4,7 @@ import torch
 
 import psp.data
 
-TRAIN, TEST = 256, 64
+TRAIN, TEST = 128, 32
 
 
 def few(digits):

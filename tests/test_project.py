@@ -4,9 +4,11 @@ import ast
 import inspect
 import json
 import re
+import subprocess
 from dataclasses import fields
 from pathlib import Path
 
+import papermill
 import pytest
 import yaml
 
@@ -140,6 +142,24 @@ def test_an_unknown_notebook_parameter_is_an_error_before_training():
         run_settings(injected)
     with pytest.raises(ConfigError, match="unknown parameter 'profil'; known are profile"):
         check_names({"profile": "demo", "profil": "laptop", "check_names": check_names}, {"profile"})
+
+
+def test_papermill_stops_at_an_unknown_parameter_before_training(tmp_path):
+    """Papermill itself only warns of it; the notebook raises, and the executed copy ends there."""
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'epoch'; did you mean 'epochs'"):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"epoch": 9}, progress_bar=False
+        )
+    trained = [cell for cell in cells(tmp_path / "out.ipynb") if "psp.train(" in "".join(cell["source"])]
+    assert [cell["execution_count"] for cell in trained] == [None]
+
+
+def test_nothing_of_the_demo_is_committed():
+    """So that the first `make repro` of a fresh clone really runs."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "dvc.lock", "results/demo"], capture_output=True, check=True
+    )
+    assert listed.stdout == b""
 
 
 def test_every_public_function_explains_itself():

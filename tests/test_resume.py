@@ -17,7 +17,7 @@ from psp.errors import CheckpointError, DivergedError
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
-CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 64, "holdout": 64}
+CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 16, "holdout": 64}
 TIMES = ("seconds", "provenance")
 
 
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
     config = {**CONFIG, "epochs": 2}
-    steps = 3  # (256 − 64) // 64
+    steps = 4  # (128 − 64) // 16
     calls = []
 
     def cross_entropy(logits, labels):

@@ -11,13 +11,13 @@ import psp
 from psp.config import METHODS, RunConfig
 from psp.data import load
 from psp.errors import ConfigError
-from psp.methods import before_step, build_model
+from psp.methods import before_step, build_model, groups
 from psp.parameterize import parametrizations
 from psp.train import error_pct, learning_rate
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
-QUICK = {"epochs": 1, "batch_size": 64, "structure_decay": 0.001}
+QUICK = {"epochs": 1, "batch_size": 32, "structure_decay": 0.001}
 PRESCRIBED = {"l1_norm": 0.5, "psp_fixed_sparsity": 0.7}
 
 
@@ -46,7 +46,7 @@ def test_the_record_says_what_was_run_and_what_came_out(method, finished):
     record = finished[1][method]
     assert json.loads(json.dumps(record)) == record
     assert RunConfig.of(record["config"]) == RunConfig.of(settings(method))
-    assert record["data"] == {"name": "digits", "train": 256, "test": 64, "sha256": load("digits").sha256}
+    assert record["data"] == {"name": "digits", "train": 128, "test": 32, "sha256": load("digits").sha256}
     assert 0 <= record["test_error_pct"] <= 100
     assert len(record["curve"]) == 1
     assert "validation_error_pct" not in record["curve"][0]
@@ -79,7 +79,7 @@ def test_saved_weights_give_the_recorded_error(finished):
 
 
 def test_held_out_images_give_a_validation_error_every_epoch(tmp_path):
-    record = psp.train({**settings("baseline"), "holdout": 100}, checkpoints=tmp_path, progress=False)
+    record = psp.train({**settings("baseline"), "holdout": 50}, checkpoints=tmp_path, progress=False)
     assert 0 <= record["curve"][0]["validation_error_pct"] <= 100
 
 
@@ -101,20 +101,19 @@ def test_l1_norm_prunes_once_after_its_share_of_the_steps():
     assert all(torch.equal(m, p.kept()) for m, (_, p) in zip(masks, parametrizations(model).values(), strict=True))
 
 
-def test_weight_decay_and_l1_use_their_own_regularizer(tmp_path):
-    """Strong enough to prune within one epoch: both do, and not to the same α."""
-    strong = {**QUICK, "batch_size": 8}
-    decay = psp.train(
-        {**strong, "method": "psp_weight_decay", "structure_decay": 1.0}, checkpoints=tmp_path, progress=False
-    )
-    lasso = psp.train({**strong, "method": "psp_l1", "structure_decay": 0.4}, checkpoints=tmp_path, progress=False)
-    assert decay["sparsity"]["structures"] > 0.2
-    assert lasso["sparsity"]["structures"] > 0.2
-    assert decay["log10_alpha"] != lasso["log10_alpha"]
+@pytest.mark.parametrize(
+    ("method", "weight_decay", "l1"),
+    [("psp_weight_decay", 0.001, 0.0), ("psp_fixed_sparsity", 0.001, 0.0), ("psp_l1", 0.0, 0.001)],
+)
+def test_every_method_uses_its_own_regularizer_on_alpha_and_plain_decay_on_weights(method, weight_decay, l1):
+    config = RunConfig.of({**settings(method), "weight_decay": 0.002})
+    weights, plain, alphas = groups(build_model(config, 10), config)
+    assert (alphas["weight_decay"], alphas["l1"]) == (weight_decay, l1)
+    assert (weights["weight_decay"], plain["weight_decay"]) == (0.002, 0.0)
 
 
 def test_a_batch_larger_than_the_data_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="batch_size 2000 exceeds the 256 training images of digits"):
+    with pytest.raises(ConfigError, match="batch_size 2000 exceeds the 128 training images of digits"):
         psp.train({**QUICK, "batch_size": 2000}, checkpoints=tmp_path, progress=False)
 
 

@@ -1,0 +1,162 @@
+"""The pipeline: end to end on a copy of the repository, and its errors."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from psp import pipeline
+from psp.config import RunConfig
+from psp.errors import DataError
+from psp.plan import minutes, plan
+from psp.profiles import ROOT, Profile, load_profile
+from psp.records import read_record
+
+BASELINE, PRUNED = "baseline-s0", "psp_weight_decay-1e-2-s0"
+
+
+def dvc(folder, *arguments):
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def changed_stages(folder, *targets):
+    """The stages that `dvc repro` would run again, by name without their file."""
+    status = dvc(folder, "status", "--json", *targets)
+    assert status.returncode == 0, status.stderr
+    return {stage.split(":")[-1] for stage in json.loads(status.stdout)}
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """A copy of this repository in which the demo is two runs of one epoch, after `dvc repro`."""
+    folder = tmp_path_factory.mktemp("clone")
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
+    )
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["defaults"] |= {"epochs": 1, "batch_size": 256}
+    params["runs"] = {
+        BASELINE: {"method": "baseline"},
+        PRUNED: {"method": "psp_weight_decay", "structure_decay": 0.01},
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    done = dvc(folder, "repro")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_repro_goes_from_images_to_the_figure(repository):
+    results = repository / "results" / "demo"
+    record = read_record(results / "runs" / f"{BASELINE}.json")
+    table = (results / "tables" / "figure_3.csv").read_text()
+    assert f"{record['test_error_pct']:.10g}" in table
+    assert (results / "figures" / "figure_3.png").read_bytes().startswith(b"\x89PNG")
+    assert "demo profile: resnet20, digits, 1 epochs, 1 seed" in (results / "figures" / "figure_3.svg").read_text()
+    assert "not tested at this profile" in (results / "tables" / "figure_3_claims.md").read_text()
+    assert json.loads((results / "executed" / f"{PRUNED}.ipynb").read_text())["cells"]
+
+
+def test_a_second_repro_does_nothing(repository):
+    again = dvc(repository, "repro")
+    assert again.returncode == 0
+    assert "Running stage" not in again.stdout
+    assert "up to date" in again.stdout
+    assert changed_stages(repository) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("psp/figures.py", {"figure_3"}),
+        ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
+        ("notebooks/train.ipynb", set()),
+        ("README.md", set()),
+        ("psp/train.py", {f"train@{BASELINE}", f"train@{PRUNED}"}),
+    ],
+)
+def test_an_edit_makes_only_what_depends_on_it_out_of_date(name, stages, repository):
+    path = repository / name
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n")
+        assert changed_stages(repository) == stages
+    finally:
+        path.write_text(before)
+
+
+def test_the_committed_results_of_the_laptop_profile_are_up_to_date_without_its_images(repository):
+    assert changed_stages(repository, "profiles/laptop/dvc.yaml") == set()
+
+
+def test_errors_come_as_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    monkeypatch.setattr("psp.cifar.ROOT", tmp_path)
+    for arguments, message in (
+        (["data", "desktop"], "error: unknown profile 'desktop'"),
+        (["train", "demo", "x"], "error: profile 'demo' has no run 'x'"),
+        (["train", "laptop", BASELINE], "error: cifar10 not found: looked for"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            pipeline.main(arguments)
+
+
+def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
+    profile = Profile("elsewhere", {BASELINE: RunConfig(method="baseline")})
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    monkeypatch.setattr("psp.pipeline.ROOT", tmp_path)
+    pipeline.data(profile)
+    pipeline.check_data(profile, "digits")
+    path = profile.results / "data.json"
+    path.write_text(path.read_text().replace("1437", "1436"))
+    with pytest.raises(DataError, match=r"digits at hand is .* promises .* python -m psp.pipeline data elsewhere"):
+        pipeline.check_data(profile, "digits")
+
+
+def test_the_plan_counts_the_runs_that_are_left(tmp_path, monkeypatch):
+    profile = Profile("elsewhere", {"a": RunConfig(method="baseline", epochs=100), "b": RunConfig()})
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    monkeypatch.setattr("psp.plan.images_per_second", lambda *_: 10.0)
+    assert "2 runs, 0 with records; about 4 h 4 min at 10–10 images/s on " in plan(profile)  # 102 × 1437 / 10 s
+    for run in profile.runs:
+        profile.record_path(run).parent.mkdir(parents=True, exist_ok=True)
+        profile.record_path(run).touch()
+    assert plan(profile).endswith("2 runs, 2 with records; nothing to train")
+
+
+def test_the_probe_measures_a_speed(monkeypatch):
+    from psp.data import load
+    from psp.plan import images_per_second
+
+    monkeypatch.setattr("psp.plan.WARMUP_STEPS", 1)
+    monkeypatch.setattr("psp.plan.PROBE_STEPS", 1)
+    assert 1 < images_per_second(RunConfig(batch_size=8), load("digits"), "cpu") < 1e6
+
+
+def test_durations_in_words():
+    assert [minutes(s) for s in (5, 90, 3600, 7260)] == ["1 min", "2 min", "1 h 0 min", "2 h 1 min"]
+
+
+def test_a_run_without_papermill_writes_the_same_record(repository):
+    """The direct way finds the finished run that the notebook left, and writes its record."""
+    path = repository / "results" / "demo" / "runs" / f"{BASELINE}.json"
+    through_notebook = path.read_bytes()
+    path.unlink()
+    command = [sys.executable, "-m", "psp.pipeline", "train", "demo", BASELINE, "--no-notebook"]
+    subprocess.run(command, cwd=repository, check=True, capture_output=True)
+    assert path.read_bytes() == through_notebook
+
+
+def test_the_demo_has_all_five_series():
+    assert len({config.method for config in load_profile("demo").runs.values()}) == 5
