@@ -4,7 +4,7 @@
 PROFILE ?= demo
 PYTHON ?= python3
 BIN := .venv/bin
-# dvc, papermill and Jupyter find each other and the kernel through the PATH.
+# For the commands that these start: the stages of dvc.yaml, the kernels of notebooks.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIPELINE = $(if $(filter demo,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
@@ -18,16 +18,17 @@ help:
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
 repro: $(BIN)/.ready
-	python -m psp.pipeline plan $(PROFILE)
-	dvc repro $(PIPELINE)
+	$(BIN)/python -m psp.pipeline plan $(PROFILE)
+	$(BIN)/dvc repro $(PIPELINE)
 
 test: $(BIN)/.ready
-	ruff check .
-	ruff format --check .
-	pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
 
 notebooks: $(BIN)/.ready
-	jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
 
 $(BIN)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'

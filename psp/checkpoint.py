@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from psp.config import code_sha256, run_key
-from psp.errors import CheckpointError
+from psp.errors import CheckpointError, ConfigError
+from psp.records import read_record
 
 
 class Checkpoint:
@@ -29,6 +30,13 @@ class Checkpoint:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         _write_atomically(self.weights, lambda path: save_file(tensors, path))
 
+    def finished_record(self):
+        """The record of a run that ended here before; None if there is none that this code can read."""
+        try:
+            return read_record(self.record)
+        except ConfigError:
+            return None
+
     def restore(self, state):
         """Bring `state` to the last checkpoint, if there is one; returns whether there was.
 
@@ -38,9 +46,9 @@ class Checkpoint:
             return False
         try:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            different = _differences(saved["identity"], self.identity)
         except Exception as error:
             raise CheckpointError(f"{self.path} cannot be read ({error}); delete it to start the run anew") from error
-        different = _differences(saved["identity"], self.identity)
         if different:
             raise CheckpointError(
                 f"{self.path} belongs to another run, which differs in {different}; move it away to go on"
@@ -49,8 +57,8 @@ class Checkpoint:
         state.optimizer.load_state_dict(saved["optimizer"])
         state.generator.set_state(saved["generator"])
         torch.set_rng_state(saved["torch_rng"])
-        if torch.cuda.is_available() and saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        if torch.cuda.is_available() and saved["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(saved["cuda_rng"])
         state.epoch, state.curve, state.seconds = saved["epoch"], saved["curve"], saved["seconds"]
         return True
 
@@ -62,7 +70,7 @@ def snapshot(state):
         "optimizer": state.optimizer.state_dict(),
         "generator": state.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "epoch": state.epoch,
         "curve": state.curve,
         "seconds": state.seconds,

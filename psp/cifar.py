@@ -119,7 +119,7 @@ CIFAR = {
 def data_folders():
     """Where CIFAR is looked for, in this order."""
     chosen = os.environ.get("PSP_DATA")
-    return [Path(chosen)] * bool(chosen) + [ROOT / "data"]
+    return ([Path(chosen)] if chosen else []) + [ROOT / "data"]
 
 
 def _from_torchvision(reader):

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -10,12 +11,13 @@ from psp.baselines import check_sparsity
 from psp.data import check_dataset
 from psp.errors import ConfigError
 from psp.models import check_model
-from psp.parameterize import INIT, THRESHOLD
+from psp.parameterize import INIT, THRESHOLD, check_threshold
 from psp.structures import check_structure
 
 # The five series of Figure 3, by the names that `results/reference/figure3.csv` gives them.
 METHODS = ("baseline", "l1_norm", "psp_fixed_sparsity", "psp_l1", "psp_weight_decay")
 PRESCRIBED = ("l1_norm", "psp_fixed_sparsity")
+THRESHOLDED = ("psp_l1", "psp_weight_decay")
 
 # The files that decide the numbers of a run. A checkpoint of other code is never resumed, and the training
 # stages of the pipeline depend on just these (a test keeps this list, dvc.yaml and the imports in agreement).
@@ -30,6 +32,7 @@ TRAINING_SOURCES = (
     "models/__init__.py",
     "models/resnet.py",
     "parameterize.py",
+    "records.py",
     "regularize.py",
     "structures.py",
     "train.py",
@@ -77,7 +80,8 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self):
-        object.__setattr__(self, "skip", tuple(self.skip))
+        if isinstance(self.skip, list):  # as JSON, YAML and notebooks write it
+            object.__setattr__(self, "skip", tuple(self.skip))
         for field in fields(self):
             _check_type(field, getattr(self, field.name))
         check_dataset(self.dataset)
@@ -95,6 +99,9 @@ class RunConfig:
     def _check_ranges(self):
         positive = ("epochs", "batch_size", "learning_rate")
         nonnegative = ("structure_decay", "threshold", "momentum", "weight_decay", "holdout", "seed")
+        for name in (*positive, *nonnegative, "init"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -103,6 +110,8 @@ class RunConfig:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.prune_at < 1:
             raise ConfigError(f"prune_at must be at least 0 and below 1, got {self.prune_at}")
+        if self.method in THRESHOLDED:
+            check_threshold(self.threshold, self.init)
 
     @classmethod
     def of(cls, settings):
@@ -138,7 +147,7 @@ def run_key(config, data_sha256):
 
 def _check_type(field, value):
     kinds = {"int": int, "float": (int, float), "float | None": (int, float, type(None)), "str": str, "tuple": tuple}
-    kind = field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))
+    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
     if not isinstance(value, kinds[kind]) or isinstance(value, bool):
         hint = " (in YAML write 0.001 or 1.0e-3, not 1e-3)" if isinstance(value, str) and "float" in kind else ""
         raise ConfigError(f"{field.name} must be {kind}, got {value!r}{hint}")

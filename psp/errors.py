@@ -15,3 +15,7 @@ class CheckpointError(RuntimeError):
 
 class DivergedError(RuntimeError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook that the pipeline ran stopped at an error; its executed copy shows where."""

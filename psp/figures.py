@@ -79,7 +79,7 @@ def _shifted(table, above_baseline):
 
 
 def training_curve(record):
-    """Loss, training error and sparsity over the epochs of one run."""
+    """Loss, errors and share of pruned structures over the epochs of one run."""
     curve = record["curve"]
     epochs = [point["epoch"] for point in curve]
     with sns.axes_style("whitegrid"):
@@ -93,7 +93,7 @@ def training_curve(record):
     axes[1].set(title="error, %", xlabel="epoch")
     axes[1].legend()
     axes[2].plot(epochs, [100 * p["sparsity"] for p in curve], marker="o")
-    axes[2].set(title="column sparsity, %", xlabel="epoch", ylim=(-2, 102))
+    axes[2].set(title="pruned structures, %", xlabel="epoch", ylim=(-2, 102))
     return figure
 
 
@@ -112,6 +112,6 @@ def alpha_histogram(record):
     config = record["config"]
     if config["method"] in ("psp_l1", "psp_weight_decay") and config["threshold"] > 0:
         axes.axvline(math.log10(config["threshold"]), color="black", linestyle="--", label="threshold ε")
-    axes.set(xlabel="log10 |α|", ylabel="columns", title="structure parameters")
+    axes.set(xlabel="log10 |α|", ylabel="structures", title="structure parameters")
     axes.legend()
     return figure

@@ -1,6 +1,7 @@
 """The five series of Figure 3 as things to do to a network: before training, and before a step of it."""
 
 from psp.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
+from psp.config import THRESHOLDED
 from psp.models import create_model
 from psp.parameterize import parameterize
 from psp.regularize import param_groups
@@ -10,7 +11,7 @@ def build_model(config, num_classes):
     """The network of a `RunConfig`, its method's parametrization attached; weights can be loaded into it."""
     model = create_model(config.model, num_classes)
     common = {"structure": config.structure, "skip": config.skip}
-    if config.method in ("psp_l1", "psp_weight_decay"):
+    if config.method in THRESHOLDED:
         return parameterize(model, threshold=config.threshold, init=config.init, **common)
     if config.method == "psp_fixed_sparsity":
         return fix_sparsity(model, sparsity=config.sparsity, init=config.init, **common)

@@ -1,7 +1,5 @@
 """What the notebooks share: papermill's parameters, checked, so that a misspelt one cannot go unnoticed."""
 
-from types import ModuleType
-
 from psp.config import RunConfig
 from psp.errors import ConfigError
 from psp.profiles import CHECKPOINTS
@@ -9,10 +7,12 @@ from psp.profiles import CHECKPOINTS
 # What IPython itself puts into a notebook's namespace.
 IPYTHON_NAMES = {"In", "Out", "exit", "get_ipython", "open", "quit"}
 PATHS = ("checkpoints", "record_path")
+# What papermill injects for our parameters; results of later cells are of other types and are left alone.
+PLAIN = (bool, int, float, str, list, tuple, type(None))
 
 
 def run_settings(namespace):
-    """(RunConfig, checkpoints, record_path) from the parameters in a notebook's `globals()`.
+    """(RunConfig, checkpoint folder, record path) from the parameters in a notebook's `globals()`.
 
     Raises ConfigError for a name that is not a field of RunConfig: papermill only warns of it and would train
     with the default instead.
@@ -30,12 +30,9 @@ def check_names(namespace, known):
 
 
 def parameters(namespace):
-    """The plain values in a notebook's `globals()`: no modules, functions or names of IPython's own."""
+    """The plain values in a notebook's `globals()`, IPython's own names aside."""
     return {
         name: value
         for name, value in namespace.items()
-        if not name.startswith("_")
-        and name not in IPYTHON_NAMES
-        and not isinstance(value, ModuleType)
-        and not callable(value)
+        if isinstance(value, PLAIN) and not name.startswith("_") and name not in IPYTHON_NAMES
     }

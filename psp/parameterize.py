@@ -78,11 +78,16 @@ def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip
         ConfigError: ε < 0, |init| < ε, an unknown structure, a pattern in `skip` that matches no layer,
             a layer already parameterized, or nothing left to parameterize.
     """
-    if threshold < 0:
-        raise ConfigError(f"threshold (ε) must be at least 0, got {threshold}")
-    if abs(init) < threshold:
-        raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
+    check_threshold(threshold, init)
     return attach(model, skip, lambda weight: ThresholdedScale(weight, structure, threshold, init))
+
+
+def check_threshold(threshold, init):
+    """Raise ConfigError unless 0 ≤ ε ≤ |init|."""
+    if not threshold >= 0:
+        raise ConfigError(f"threshold (ε) must be at least 0, got {threshold}")
+    if not abs(init) >= threshold:
+        raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
 
 
 def attach(model, skip, make_parametrization):

@@ -8,7 +8,7 @@ import json
 import sys
 
 from psp.data import load
-from psp.errors import CheckpointError, ConfigError, DataError, DivergedError
+from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError
 from psp.plan import plan
 from psp.profiles import CHECKPOINTS, ROOT, load_profile
 from psp.records import write_record
@@ -60,9 +60,11 @@ def execute(notebook, output, parameters):
     import papermill  # not needed by --no-notebook, which is for machines without it
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    papermill.execute_notebook(
-        ROOT / "notebooks" / f"{notebook}.ipynb", output, parameters, progress_bar=False, stderr_file=sys.stderr
-    )
+    source = ROOT / "notebooks" / f"{notebook}.ipynb"
+    try:
+        papermill.execute_notebook(source, output, parameters, progress_bar=False, stderr_file=sys.stderr)
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"{error.evalue} ({error.ename}; all of it is in {output.relative_to(ROOT)})") from error
 
 
 def main(arguments=None):
@@ -79,7 +81,7 @@ def main(arguments=None):
     function = options.pop("function")
     try:
         print(function(load_profile(options.pop("profile")), **options))
-    except (CheckpointError, ConfigError, DataError, DivergedError) as error:
+    except (CheckpointError, ConfigError, DataError, DivergedError, NotebookError) as error:
         sys.exit(f"error: {error}")
 
 

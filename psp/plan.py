@@ -1,27 +1,32 @@
 """How long a profile will take on this machine: images/s of a short probe × images left to train on."""
 
+import json
+import subprocess
+import sys
 import time
 
 import torch
 from tqdm import tqdm
 
 from psp.data import load
+from psp.errors import ConfigError
+from psp.profiles import ROOT
 from psp.records import device_name
-from psp.train import start, train_epoch
+from psp.train import start, steps_per_epoch, train_epoch
 
 WARMUP_STEPS = 2
 PROBE_STEPS = 6
 
 
 def plan(profile):
-    """Projected time of the runs that have no record yet, in words."""
-    left = [config for run, config in profile.runs.items() if not profile.record_path(run).exists()]
-    counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} with records"
+    """Projected time of the runs that `dvc repro` would train, in words."""
+    left = runs_left(profile)
+    counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} up to date"
     if not left:
         return f"{counts}; nothing to train"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speeds, seconds = {}, 0.0
-    for config in left:
+    for config in (profile.config(run) for run in left):
         data = load(config.dataset)
         kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
         if kind not in speeds:
@@ -31,8 +36,19 @@ def plan(profile):
     return f"{counts}; about {minutes(seconds)} at {slowest:.0f}–{fastest:.0f} images/s on {device_name(device)}"
 
 
+def runs_left(profile):
+    """Names of the runs whose record is missing or out of date, as DVC sees it."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", profile.pipeline_file().relative_to(ROOT)]
+    status = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if status.returncode:
+        raise ConfigError(f"`dvc status` failed: {status.stderr.strip()}")
+    changed = {stage.split("train@")[-1] for stage in json.loads(status.stdout)}
+    return [run for run in profile.runs if run in changed]
+
+
 def images_per_second(config, data, device):
     """Training speed of a few steps of the real loop, after a warm-up."""
+    steps_per_epoch(config, data.train)
     state = start(config, data.num_classes, device)
     for steps in (WARMUP_STEPS, PROBE_STEPS):
         images = data.train.rows(slice(0, steps * config.batch_size))

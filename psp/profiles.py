@@ -30,6 +30,10 @@ class Profile:
     def record_path(self, run):
         return self.results / "runs" / f"{run}.json"
 
+    def pipeline_file(self):
+        """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
+        return profile_path(self.name).with_name("dvc.yaml")
+
     def notebook_path(self, name):
         """Where an executed notebook goes; nothing reads it but people."""
         return self.results / "executed" / f"{name}.ipynb"
@@ -59,7 +63,7 @@ def profile_path(name):
 def load_profile(name):
     """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
     path = profile_path(name)
-    content = yaml.safe_load(path.read_text())
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
     runs = {}
     for run, settings in content["runs"].items():
         try:

@@ -19,8 +19,11 @@ LIBRARIES = ("torch", "numpy", "scikit-learn")
 LOG10_ALPHA = {"low": -6.0, "high": 1.0, "bins": 70}
 
 
-def make_record(config, data, state, test_error_pct, device):
-    """The record of a finished run: what was run, on what, and what came out, the final epoch's error only."""
+def make_record(config, data, state, test_error_pct, origin):
+    """The record of a finished run: what was run, on what, and what came out, the final epoch's error only.
+
+    `origin` is the `provenance` taken when the run (or, for a resumed one, its last sitting) started.
+    """
     pruned = sparsity(state.model)
     return {
         "schema": SCHEMA,
@@ -33,7 +36,7 @@ def make_record(config, data, state, test_error_pct, device):
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "curve": state.curve,
         "seconds": state.seconds,
-        "provenance": provenance(device),
+        "provenance": origin,
     }
 
 
@@ -44,7 +47,7 @@ def provenance(device):
         "code_sha256": code_sha256(),
         "versions": {
             "python": platform.python_version(),
-            **{p: version(p) for p in ("torch", "numpy", "scikit-learn")},
+            **{name: version(name) for name in LIBRARIES},
         },
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -74,7 +77,7 @@ def write_record(record, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(aside, path)
 
 
@@ -83,17 +86,27 @@ def read_record(path):
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no run record {path}; `make repro` trains what is missing")
-    record = json.loads(path.read_text())
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is no JSON file ({error}); train the run again") from error
     if record.get("schema") != SCHEMA:
         raise ConfigError(f"{path} has schema {record.get('schema')}, this code reads {SCHEMA}; train the run again")
     return record
 
 
 def git_commit():
-    """The commit of the code, with "-dirty" if files differ from it; "unknown" outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    """The commit of the code, with "-dirty" if files of psp/ differ from it; "unknown" outside a repository."""
+    commit = _git("rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", ".") else commit or "unknown"
+
+
+def _git(*arguments):
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        return ""
 
 
 def device_name(device):

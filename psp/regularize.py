@@ -5,8 +5,9 @@ Equation (6) of the paper, the update of a structure parameter under weight deca
     Δα_i(t+1) = μ Δα_i(t) − η ∂E/∂α_i − λ η α_i
 
 with momentum μ, learning rate η and regularization strength λ. At a constant η this is exactly
-torch.optim.SGD with momentum μ and weight_decay λ on α (PyTorch keeps Δα/η in its momentum buffer, so
-that the two differ only in the steps at which η changes). For ℓ1 the last term is λ η sign(α_i).
+torch.optim.SGD with momentum μ and weight_decay λ on α. PyTorch keeps the buffer v = Δα/(−η) and steps by
+η(t)·v, so that under a schedule the momentum term is μ·η(t+1)/η(t)·Δα(t): our runs, whose η changes at every
+step, follow equation (6) up to that factor, which is close to 1. For ℓ1 the last term is λ η sign(α_i).
 """
 
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -27,7 +28,7 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
         regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 
     Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
-    The "l1" entry of a group is applied once per optimizer step, however many backward passes led to it.
+    The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it.
     """
     if regularizer not in REGULARIZERS:
         raise ConfigError(f"unknown regularizer {regularizer!r}; choose one of {', '.join(REGULARIZERS)}")
@@ -41,16 +42,16 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": alphas, "weight_decay": 0.0, "l1": 0.0},
+        {"params": alphas, "weight_decay": 0.0, "psp_l1": 0.0},
     ]
-    groups[-1][regularizer if regularizer == "l1" else "weight_decay"] = structure_decay
+    groups[-1]["psp_l1" if regularizer == "l1" else "weight_decay"] = structure_decay
     return [group for group in groups if group["params"]]
 
 
 def _add_l1_gradient(optimizer, args, kwargs):
     """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
     for group in optimizer.param_groups:
-        strength = group.get("l1", 0.0)
+        strength = group.get("psp_l1", 0.0)
         if strength:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -58,5 +59,5 @@ def _add_l1_gradient(optimizer, args, kwargs):
 
 
 # A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.
-# Optimizers whose groups have no "l1" entry, which is every other optimizer of the process, are left alone.
+# Optimizers whose groups have no "psp_l1" entry, which is every other optimizer of the process, are left alone.
 register_optimizer_step_pre_hook(_add_l1_gradient)

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from psp.config import PRESCRIBED
+from psp.errors import ConfigError
 from psp.profiles import ROOT
 from psp.records import read_record
 
@@ -17,16 +17,21 @@ SERIES = {
 
 
 def figure_3_runs(profile):
-    """One row a run of the profile: series, setting, seed, column sparsity and final-epoch test error in percent."""
+    """One row a run of the profile: series, settings, seed, column sparsity and final-epoch test error in percent.
+
+    Raises ConfigError for a run without a record, or one that prunes another structure than columns.
+    """
     return pd.DataFrame([_run_row(run, read_record(profile.record_path(run))) for run in profile.runs])
 
 
 def _run_row(run, record):
     config = record["config"]
-    prescribed = config["method"] in PRESCRIBED
+    if config["structure"] != "column":
+        raise ConfigError(f"run {run!r} prunes structure {config['structure']!r}; Figure 3 is about columns")
     return {
         "series": config["method"],
-        "setting": config["sparsity"] if prescribed else config["structure_decay"],
+        "sparsity": config["sparsity"],
+        "structure_decay": config["structure_decay"],
         "seed": config["seed"],
         "column_sparsity_pct": 100 * record["sparsity"]["structures"],
         "test_error_pct": record["test_error_pct"],
@@ -37,10 +42,9 @@ def _run_row(run, record):
 def figure_3_points(runs):
     """Mean and spread over seeds of every series and setting, by series and sparsity.
 
-    `setting` is the prescribed sparsity of ℓ1 norm and fixed sparsity, λ of the others. `error_sd` is the sample
-    standard deviation over seeds, in points of error; it is missing where there is one seed.
+    `error_sd` is the sample standard deviation over seeds, in points of error; it is missing where there is one seed.
     """
-    groups = runs.groupby(["series", "setting"], as_index=False)
+    groups = runs.groupby(["series", "sparsity", "structure_decay"], as_index=False, dropna=False)
     points = groups.agg(
         column_sparsity_pct=("column_sparsity_pct", "mean"),
         test_error_pct=("test_error_pct", "mean"),
@@ -53,6 +57,12 @@ def figure_3_points(runs):
         .sort_values(["order", "column_sparsity_pct"], ignore_index=True)
         .drop(columns="order")
     )
+
+
+def figure_3_plotted(points, reference):
+    """All numbers of the figure in one table: `source` tells ours from the paper's, read off its figure."""
+    ours = points.assign(source="this replication", seeds=points["seeds"].astype("Int64"))
+    return pd.concat([ours, reference.assign(source="paper, read off its figure")], ignore_index=True)
 
 
 def figure_3_reference():
@@ -68,18 +78,19 @@ def write_table(table, path, title, formats=None):
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.10g")
-    shown = table.copy()
+    shown = table.astype(object)
     for column in table.columns:
         if pd.api.types.is_float_dtype(table[column]):
             form = (formats or {}).get(column, "{:.1f}")
-            shown[column] = [form.format(value) if pd.notna(value) else "–" for value in table[column]]
+            shown[column] = table[column].map(form.format, na_action="ignore")
+    shown = shown.where(shown.notna(), "–")
     text = f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
-    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
 
 
-def write_figure_3_tables(points, claims, folder, title):
-    """Write the plotted points and the claims of Figure 3 into `folder`."""
-    formats = {"setting": "{:g}", "test_error_pct": "{:.2f}", "error_sd": "{:.2f}"}
-    write_table(points, folder / "figure_3", f"# Figure 3, {title}", formats)
+def write_figure_3_tables(plotted, claims, folder, title):
+    """Write all plotted numbers and the claims of Figure 3 into `folder`."""
+    formats = {"sparsity": "{:g}", "structure_decay": "{:g}", "test_error_pct": "{:.2f}", "error_sd": "{:.2f}"}
+    write_table(plotted, folder / "figure_3", f"# Figure 3, {title}", formats)
     write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}")

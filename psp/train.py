@@ -16,7 +16,7 @@ from psp.data import augment, load, normalize
 from psp.errors import ConfigError, DivergedError
 from psp.methods import before_step, build_model, groups
 from psp.parameterize import sparsity
-from psp.records import alpha_counts, make_record, read_record, write_record
+from psp.records import alpha_counts, make_record, provenance, write_record
 
 WARMUP = 0.1
 EVALUATION_BATCH = 500
@@ -55,14 +55,12 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     data = load(config.dataset).to(device)
     training, validation = data.hold_out(config.holdout)
-    steps = len(training) // config.batch_size
-    if steps == 0:
-        raise ConfigError(
-            f"batch_size {config.batch_size} exceeds the {len(training)} training images of {config.dataset}"
-        )
+    steps = steps_per_epoch(config, training)
     checkpoint = Checkpoint(checkpoints, config, data.sha256)
-    if checkpoint.record.exists():  # finished before: the test set is not read a second time
-        return read_record(checkpoint.record)
+    finished = checkpoint.finished_record()
+    if finished:  # before: the test set is not read a second time
+        return finished
+    origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)
         checkpoint.restore(state)
@@ -72,14 +70,23 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
                 point = train_epoch(state, training, data, config, bar)
                 if len(validation):
                     point["validation_error_pct"] = error_pct(state.model, validation, data)
+                check_finite(state, config)
                 state.epoch += 1
                 state.curve.append(point)
                 state.seconds += time.perf_counter() - began
                 checkpoint.save(state)
         checkpoint.save_weights(state.model)
-        record = make_record(config, data, state, error_pct(state.model, data.test, data), device)
+        record = make_record(config, data, state, error_pct(state.model, data.test, data), origin)
     write_record(record, checkpoint.record)
     return record
+
+
+def steps_per_epoch(config, images):
+    """Full batches in one pass over `images`. Raises ConfigError if there is not even one."""
+    steps = len(images) // config.batch_size
+    if steps == 0:
+        raise ConfigError(f"batch_size {config.batch_size} exceeds the {len(images)} images of {config.dataset}")
+    return steps
 
 
 def start(config, num_classes, device):
@@ -128,14 +135,25 @@ def look(state, losses, wrong, config, bar):
     """Show the progress; raise DivergedError, naming the step, if any loss so far is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
-        kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch else "there is no checkpoint yet"
-        raise DivergedError(
-            f"the loss became {losses[bad[0, 0]].item()} at epoch {state.epoch + 1}, step {int(bad[0, 0]) + 1}; "
-            f"{kept}. Lower the learning rate (now {config.learning_rate}) or the decay and start again"
-        )
+        raise diverged(f"the loss became {losses[bad[0, 0]].item()}", state, int(bad[0, 0]) + 1, config)
     error = 100 * wrong.item() / (len(losses) * config.batch_size)
     pruned = f"{100 * sparsity(state.model).structures:.1f}%"
     bar.set_postfix(loss=f"{losses[-1].item():.3f}", error=f"{error:.1f}%", sparsity=pruned, refresh=False)
+
+
+def check_finite(state, config):
+    """Raise DivergedError if an epoch's last step left NaN or infinite weights, before they are saved."""
+    if not all(tensor.isfinite().all() for tensor in state.model.state_dict().values()):
+        raise diverged("the weights became NaN or infinite", state, "last", config)
+
+
+def diverged(what, state, step, config):
+    """The DivergedError that says what happened where, what is kept and what to do."""
+    kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch else "there is no checkpoint yet"
+    return DivergedError(
+        f"{what} at epoch {state.epoch + 1}, step {step}; {kept}. "
+        f"Lower the learning rate (now {config.learning_rate}) or the decay and start again"
+    )
 
 
 def learning_rate(step, steps, peak):

@@ -13,7 +13,7 @@ from psp.errors import DataError
 
 @pytest.fixture(scope="module")
 def few_digits():
-    """For the length of a test module, the digits are 256 training and 64 test images."""
+    """For the length of a test module, the digits are the few of few.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psp.data, "_digits", few(psp.data._digits))
         yield

@@ -5,9 +5,11 @@ import pytest
 
 from psp.claims import NOT_TESTED, error_at, figure_3_claims, largest_sparsity
 from psp.config import RunConfig
-from psp.tables import figure_3_points, figure_3_reference, write_table
+from psp.errors import ConfigError
+from psp.profiles import load_profile
+from psp.tables import figure_3_points, figure_3_reference, figure_3_runs, write_table
 
-PAPER = [RunConfig(dataset="cifar10", model="resnet56", epochs=160)]
+PAPER = [RunConfig(dataset="cifar10", model="resnet56", epochs=160, seed=seed) for seed in (0, 1)]
 LAPTOP = [RunConfig(dataset="cifar10", model="resnet20", epochs=3)]
 DIGITS = [RunConfig()]
 
@@ -65,7 +67,7 @@ def test_a_difference_within_the_tolerance_decides_nothing():
 def test_what_a_profile_cannot_test():
     laptop = verdicts(figure_3_reference(), LAPTOP)
     assert [v for c, v in laptop.items() if "largest" in c or "baseline" in c] == [NOT_TESTED] * 4
-    assert [v for c, v in laptop.items() if "<" in c] == ["holds"] * 4
+    assert [v for c, v in laptop.items() if "<" in c] == ["holds (one seed)"] * 4
     assert set(verdicts(figure_3_reference(), DIGITS).values()) == {NOT_TESTED}
 
 
@@ -88,7 +90,8 @@ def test_mean_and_spread_over_seeds_by_hand():
     runs = pd.DataFrame(
         {
             "series": ["psp_l1", "psp_l1", "baseline"],
-            "setting": [0.1, 0.1, 0.0],
+            "sparsity": [None, None, None],
+            "structure_decay": [0.1, 0.1, 0.0],
             "seed": [0, 1, 0],
             "column_sparsity_pct": [50.0, 52.0, 0.0],
             "test_error_pct": [8.0, 10.0, 7.0],
@@ -99,6 +102,27 @@ def test_mean_and_spread_over_seeds_by_hand():
     assert points.loc[1, ["column_sparsity_pct", "test_error_pct", "seeds"]].tolist() == [51.0, 9.0, 2]
     assert points.loc[1, "error_sd"] == pytest.approx(2**0.5)
     assert pd.isna(points.loc[0, "error_sd"])
+
+
+def test_two_settings_are_not_taken_for_two_seeds():
+    runs = pd.DataFrame(
+        {
+            "series": "psp_fixed_sparsity",
+            "sparsity": 0.5,
+            "structure_decay": [0.1, 0.2],
+            "seed": 0,
+            "column_sparsity_pct": 50.0,
+            "test_error_pct": [8.0, 10.0],
+        }
+    )
+    assert figure_3_points(runs)["test_error_pct"].tolist() == [8.0, 10.0]
+
+
+def test_a_run_of_another_structure_is_refused(monkeypatch):
+    record = {"config": RunConfig(structure="channel").as_dict()}
+    monkeypatch.setattr("psp.tables.read_record", lambda _: record)
+    with pytest.raises(ConfigError, match="run 'baseline-s0' prunes structure 'channel'"):
+        figure_3_runs(load_profile("demo"))
 
 
 def test_tables_are_written_in_full_and_for_reading(tmp_path):

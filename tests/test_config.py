@@ -24,6 +24,11 @@ from psp.errors import ConfigError
         ({"epochs": 0}, "epochs must be above 0"),
         ({"epochs": True}, "epochs must be int, got True"),
         ({"learning_rate": 0}, "learning_rate must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number"),
+        ({"structure_decay": float("inf")}, "structure_decay must be a finite number"),
+        ({"skip": "fc"}, "skip must be tuple, got 'fc'"),
+        ({"skip": None}, "skip must be tuple, got None"),
+        ({"init": 0.01}, "init α = 0.01 lies below the threshold"),
         ({"prune_at": 1.0}, "prune_at must be at least 0 and below 1"),
     ],
 )

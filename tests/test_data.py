@@ -1,6 +1,7 @@
 """Readers and augmentation against independent references; damaged and missing data."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torchvision import datasets
 
 from psp.cifar import CIFAR, read_binary
+from psp.cifar import main as download
 from psp.data import augment, load, normalize
 from psp.errors import ConfigError, DataError
 from psp.images import PIXELS
@@ -54,6 +56,26 @@ def test_a_missing_set_says_where_it_was_looked_for_and_how_to_get_it(name, tmp_
         assert str(part) in str(error.value)
 
 
+def test_without_psp_data_only_the_repository_is_searched(tmp_path, monkeypatch):
+    monkeypatch.delenv("PSP_DATA", raising=False)
+    monkeypatch.setattr("psp.cifar.ROOT", tmp_path)
+    with pytest.raises(DataError) as error:
+        load("cifar10")
+    assert str(error.value).count("cifar-10-batches-bin") == 1
+    assert str(tmp_path / "data" / "cifar-10-batches-bin") in str(error.value)
+
+
+def test_the_download_goes_through_torchvision_into_the_first_folder(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setenv("PSP_DATA", str(tmp_path / "new"))
+    monkeypatch.setattr(sys, "argv", ["psp.cifar", "cifar100"])
+    monkeypatch.setattr(datasets, "CIFAR100", lambda folder, train, download: asked.append((folder, train, download)))
+    download()
+    assert asked == [(tmp_path / "new", True, True)]
+    assert (tmp_path / "new").is_dir()
+    assert "cifar-100-python" in capsys.readouterr().out
+
+
 def test_a_missing_file_of_a_set_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
     (tmp_path / "cifar-100-binary").mkdir()
@@ -72,26 +94,41 @@ def test_a_damaged_python_layout_is_found_by_its_md5(tmp_path, monkeypatch):
         load("cifar10")
 
 
-def test_python_and_binary_layout_give_the_same_images(tmp_path, monkeypatch):
-    """A small set in torchvision's layout, its md5 check set aside, against the pixels it was written from."""
+@pytest.mark.parametrize(
+    ("name", "train_files", "test_file", "meta", "label_key", "meta_key"),
+    [
+        ("cifar10", [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "batches.meta", "labels", "label_names"),
+        ("cifar100", ["train"], "test", "meta", "fine_labels", "fine_label_names"),
+    ],
+)
+def test_the_python_layout_gives_the_images_it_was_written_from(
+    name, train_files, test_file, meta, label_key, meta_key, tmp_path, monkeypatch
+):
+    """A small set in torchvision's layout, its md5 check set aside."""
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    folder = tmp_path / "cifar-10-batches-py"
+    folder = tmp_path / CIFAR[name].python_folder
     folder.mkdir()
     rng = np.random.default_rng(0)
     written = {}
-    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
-        written[name] = rng.integers(0, 256, (4, PIXELS), dtype=np.uint8), [int(x) for x in rng.integers(0, 10, 4)]
-        with open(folder / name, "wb") as file:
-            pickle.dump({"data": written[name][0], "labels": written[name][1]}, file)
-    with open(folder / "batches.meta", "wb") as file:
-        pickle.dump({"label_names": list("abcdefghij")}, file)
-    data = load("cifar10")
-    pixels, labels = written["data_batch_2"]
-    assert np.array_equal(data.train.pixels[4:8].numpy(), pixels.reshape(-1, 3, 32, 32))
-    assert data.train.labels[4:8].tolist() == labels
-    assert np.array_equal(data.test.pixels.numpy(), written["test_batch"][0].reshape(-1, 3, 32, 32))
-    assert isinstance(CIFAR["cifar10"].torchvision(tmp_path, train=True), datasets.CIFAR10)
+    for file_name in (*train_files, test_file):
+        pixels, labels = rng.integers(0, 256, (4, PIXELS), dtype=np.uint8), rng.integers(0, 10, 4).tolist()
+        written[file_name] = pixels.reshape(-1, 3, 32, 32), labels
+        (folder / file_name).write_bytes(pickle.dumps({"data": pixels, label_key: labels}))
+    (folder / meta).write_bytes(pickle.dumps({meta_key: list("abcdefghij")}))
+    data = load(name)
+    train = [written[file_name] for file_name in train_files]
+    assert np.array_equal(data.train.pixels.numpy(), np.concatenate([pixels for pixels, _ in train]))
+    assert data.train.labels.tolist() == [label for _, labels in train for label in labels]
+    assert np.array_equal(data.test.pixels.numpy(), written[test_file][0])
+    assert data.test.labels.tolist() == written[test_file][1]
+
+
+def test_channel_statistics_by_numpy():
+    data = load("digits")
+    pixels = data.train.pixels.numpy().astype(np.float64)
+    assert data.mean == pytest.approx(pixels.mean((0, 2, 3)).tolist())
+    assert data.std == pytest.approx(pixels.std((0, 2, 3)).tolist())
 
 
 def test_real_cifar10_has_the_published_counts_and_statistics(cifar10):

@@ -137,6 +137,7 @@ def test_skip_patterns():
     ("arguments", "message"),
     [
         ({"threshold": -0.1}, "threshold .* at least 0, got -0.1"),
+        ({"threshold": float("nan")}, "threshold .* at least 0, got nan"),
         ({"init": 0.05, "threshold": 0.1}, "init α = 0.05 lies below the threshold"),
         ({"structure": "filter"}, "unknown structure 'filter'"),
         ({"skip": ("fc",)}, "skip pattern 'fc' matches no layer; the layers are: 0, 2, 4"),

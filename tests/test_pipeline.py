@@ -26,9 +26,9 @@ def dvc(folder, *arguments):
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def changed_stages(folder, *targets):
-    """The stages that `dvc repro` would run again, by name without their file."""
-    status = dvc(folder, "status", "--json", *targets)
+def changed_stages(folder, pipeline="dvc.yaml"):
+    """The stages of one pipeline file that `dvc repro` would run again, by name without their file."""
+    status = dvc(folder, "status", "--json", pipeline)
     assert status.returncode == 0, status.stderr
     return {stage.split(":")[-1] for stage in json.loads(status.stdout)}
 
@@ -74,6 +74,20 @@ def test_a_second_repro_does_nothing(repository):
     assert "Running stage" not in again.stdout
     assert "up to date" in again.stdout
     assert changed_stages(repository) == set()
+
+
+def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(repository):
+    """The error arises inside the notebook: the layer that `skip` names exists in no model."""
+    params, record = repository / "params.yaml", repository / "results" / "demo" / "runs" / f"{PRUNED}.json"
+    before, old = params.read_text(), record.read_bytes()
+    try:
+        params.write_text(before.replace("structure_decay: 0.01", "structure_decay: 0.01\n    skip: [nowhere]"))
+        failed = dvc(repository, "repro", f"train@{PRUNED}")
+    finally:
+        params.write_text(before)
+    assert failed.returncode != 0
+    assert "error: skip pattern 'nowhere' matches no layer" in failed.stderr
+    assert record.read_bytes() == old
 
 
 @pytest.mark.parametrize(
@@ -124,15 +138,28 @@ def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
         pipeline.check_data(profile, "digits")
 
 
-def test_the_plan_counts_the_runs_that_are_left(tmp_path, monkeypatch):
+def test_the_plan_counts_the_runs_that_are_left(monkeypatch):
     profile = Profile("elsewhere", {"a": RunConfig(method="baseline", epochs=100), "b": RunConfig()})
-    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
     monkeypatch.setattr("psp.plan.images_per_second", lambda *_: 10.0)
-    assert "2 runs, 0 with records; about 4 h 4 min at 10–10 images/s on " in plan(profile)  # 102 × 1437 / 10 s
-    for run in profile.runs:
-        profile.record_path(run).parent.mkdir(parents=True, exist_ok=True)
-        profile.record_path(run).touch()
-    assert plan(profile).endswith("2 runs, 2 with records; nothing to train")
+    monkeypatch.setattr("psp.plan.runs_left", lambda _: ["a", "b"])
+    assert "2 runs, 0 up to date; about 4 h 4 min at 10–10 images/s on " in plan(profile)  # 102 × 1437 / 10 s
+    monkeypatch.setattr("psp.plan.runs_left", lambda _: [])
+    assert plan(profile).endswith("2 runs, 2 up to date; nothing to train")
+
+
+def test_the_plan_goes_by_what_dvc_would_train(repository):
+    def printed():
+        command = [sys.executable, "-m", "psp.pipeline", "plan", "demo"]
+        return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+
+    assert "2 runs, 2 up to date; nothing to train" in printed()
+    params = repository / "params.yaml"
+    before = params.read_text()
+    try:
+        params.write_text(before.replace("structure_decay: 0.01", "structure_decay: 0.02"))
+        assert "2 runs, 1 up to date; about 1 min at " in printed()
+    finally:
+        params.write_text(before)
 
 
 def test_the_probe_measures_a_speed(monkeypatch):
@@ -149,13 +176,13 @@ def test_durations_in_words():
 
 
 def test_a_run_without_papermill_writes_the_same_record(repository):
-    """The direct way finds the finished run that the notebook left, and writes its record."""
     path = repository / "results" / "demo" / "runs" / f"{BASELINE}.json"
-    through_notebook = path.read_bytes()
-    path.unlink()
+    through_notebook = json.loads(path.read_text())
+    shutil.rmtree(repository / "checkpoints")
     command = [sys.executable, "-m", "psp.pipeline", "train", "demo", BASELINE, "--no-notebook"]
     subprocess.run(command, cwd=repository, check=True, capture_output=True)
-    assert path.read_bytes() == through_notebook
+    direct = json.loads(path.read_text())
+    assert {**direct, "seconds": 0, "provenance": 0} == {**through_notebook, "seconds": 0, "provenance": 0}
 
 
 def test_the_demo_has_all_five_series():

@@ -37,6 +37,22 @@ def test_update_by_hand_over_several_steps(regularizer, term):
         assert alpha.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_under_a_schedule_the_momentum_term_carries_the_ratio_of_learning_rates():
+    """As the module's docstring says: Δα(t+1) = μ·η(t+1)/η(t)·Δα(t) − η(t+1)·(∂E/∂α + λα)."""
+    net, alpha = one_alpha()
+    optimizer = torch.optim.SGD(psp.param_groups(net, structure_decay=LAMBDA), lr=ETA, momentum=MU)
+    expected, delta, before = 1.0, 0.0, ETA
+    for rate in (0.05, 0.04, 0.01, 0.03):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        net(torch.ones(1, 1, dtype=torch.float64)).sum().backward()
+        optimizer.step()
+        delta = MU * rate / before * delta - rate * 2.0 - LAMBDA * rate * expected
+        expected, before = expected + delta, rate
+        assert alpha.item() == pytest.approx(expected, rel=1e-12)
+
+
 def test_l1_is_applied_once_per_step_however_many_backward_passes():
     net, alpha = one_alpha()
     optimizer = torch.optim.SGD(psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1"), lr=ETA)
@@ -58,7 +74,7 @@ def test_groups_hold_every_parameter_once_with_its_own_decay():
     net = psp.parameterize(psp.create_model("resnet20"), skip=("conv1", "fc"))
     weights, plain, alphas = psp.param_groups(net, weight_decay=1e-4, structure_decay=1e-3)
     assert (weights["weight_decay"], plain["weight_decay"], alphas["weight_decay"]) == (1e-4, 0.0, 1e-3)
-    assert alphas["l1"] == 0.0
+    assert alphas["psp_l1"] == 0.0
     grouped = [id(p) for group in (weights, plain, alphas) for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in net.parameters())
     assert {id(p) for p in alphas["params"]} == {id(p) for p in psp.structure_parameters(net).values()}
@@ -66,7 +82,7 @@ def test_groups_hold_every_parameter_once_with_its_own_decay():
 
 
 def test_a_plain_network_has_no_structure_group():
-    assert all("l1" not in group for group in psp.param_groups(psp.create_model("resnet20"), 1e-4))
+    assert all("psp_l1" not in group for group in psp.param_groups(psp.create_model("resnet20"), 1e-4))
 
 
 def test_bad_arguments():

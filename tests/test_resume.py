@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,48 +28,74 @@ def without_times(record):
     return {key: value for key, value in record.items() if key not in TIMES}
 
 
-def train_in_a_process(folder):
+def train(config, folder):
+    return psp.train(config, checkpoints=folder, device="cpu", progress=False)
+
+
+def train_until_killed(folder, place, call):
+    """Train in a process of its own that kills itself by SIGKILL in place of the `call`-th call of `place`."""
     code = f"""
+import os, signal, sys
 import few, psp, torch
+module, name = {place!r}.rsplit(".", 1)
+module = sys.modules[module]
+really, calls = getattr(module, name), []
+def or_die(*arguments):
+    calls.append(1)
+    if len(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return really(*arguments)
+setattr(module, name, or_die)
 few.use_few_digits()
 torch.set_num_threads({torch.get_num_threads()})
-psp.train({CONFIG!r}, checkpoints={str(folder)!r})
+psp.train({CONFIG!r}, checkpoints={str(folder)!r}, device="cpu", progress=False)
 """
-    return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, cwd=Path(__file__).parent)
+    return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode
 
 
-def test_a_run_killed_by_sigkill_resumes_bit_for_bit(tmp_path):
-    process = train_in_a_process(tmp_path / "killed")
-    deadline = time.monotonic() + 120
-    while not checkpoint_path(tmp_path / "killed").exists():
-        assert process.poll() is None, "it ended without a checkpoint"
-        assert time.monotonic() < deadline, "no checkpoint was written"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert not checkpoint_path(tmp_path / "killed").with_name("record.json").exists(), "it finished before the kill"
-    resumed = psp.train(CONFIG, checkpoints=tmp_path / "killed", progress=False)
-    never_killed = psp.train(CONFIG, checkpoints=tmp_path / "whole", progress=False)
-    assert without_times(resumed) == without_times(never_killed)
-    weights = [checkpoint_path(tmp_path / f).with_name("weights.safetensors").read_bytes() for f in ("killed", "whole")]
-    assert weights[0] == weights[1]
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory, few_digits):
+    folder = tmp_path_factory.mktemp("whole")
+    return train(CONFIG, folder), checkpoint_path(folder).with_name("weights.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "epochs_kept"),
+    [
+        ("psp.train.augment", 6, 1),  # in the middle of the second epoch
+        ("os.replace", 1, 0),  # the first checkpoint is written, but not in place
+        ("os.replace", 3, 2),
+        ("os.replace", 5, 4),  # all epochs done, the weights not in place, the test set not read
+        ("os.replace", 6, 4),  # the record not in place
+    ],
+)
+def test_a_run_killed_by_sigkill_resumes_bit_for_bit(place, call, epochs_kept, tmp_path, never_killed):
+    assert train_until_killed(tmp_path, place, call) == -signal.SIGKILL
+    path = checkpoint_path(tmp_path)
+    assert not path.with_name("record.json").exists()
+    kept = torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
+    assert kept == epochs_kept
+    resumed = train(CONFIG, tmp_path)
+    record, weights = never_killed
+    assert without_times(resumed) == without_times(record)
+    assert path.with_name("weights.safetensors").read_bytes() == weights
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
     config = {**CONFIG, "epochs": 1}
-    first = psp.train(config, checkpoints=tmp_path, progress=False)
-    assert psp.train(config, checkpoints=tmp_path, progress=False) == first
+    first = train(config, tmp_path)
+    assert train(config, tmp_path) == first
 
 
 def test_a_checkpoint_of_another_config_is_refused_and_kept(tmp_path):
     config = {**CONFIG, "epochs": 1}
-    psp.train(config, checkpoints=tmp_path, progress=False)
+    train(config, tmp_path)
     other = {**config, "seed": 1}
     misplaced = checkpoint_path(tmp_path, other)
     misplaced.parent.mkdir()
     misplaced.write_bytes(checkpoint_path(tmp_path, config).read_bytes())
     with pytest.raises(CheckpointError, match="differs in seed"):
-        psp.train(other, checkpoints=tmp_path, progress=False)
+        train(other, tmp_path)
     assert misplaced.read_bytes() == checkpoint_path(tmp_path, config).read_bytes()
 
 
@@ -79,7 +104,10 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     path.parent.mkdir()
     path.write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
-        psp.train(CONFIG, checkpoints=tmp_path, progress=False)
+        train(CONFIG, tmp_path)
+    torch.save({"weights": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt cannot be read"):
+        train(CONFIG, tmp_path)
 
 
 def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -94,7 +122,26 @@ def test_a_diverging_run_stops_and_keeps_the_last_good_checkpoint(tmp_path, monk
 
     monkeypatch.setattr(torch.nn.functional, "cross_entropy", cross_entropy)
     with pytest.raises(DivergedError, match="nan at epoch 2, step 2; the checkpoint of epoch 1 is kept"):
-        psp.train(config, checkpoints=tmp_path, progress=False)
+        train(config, tmp_path)
     saved = torch.load(checkpoint_path(tmp_path, config), weights_only=True)
     assert saved["epoch"] == 1
     assert all(tensor.isfinite().all() for tensor in saved["model"].values())
+
+
+def test_weights_that_the_last_step_of_an_epoch_made_nan_are_not_saved(tmp_path, monkeypatch):
+    config = {**CONFIG, "epochs": 2}
+    step = torch.optim.SGD.step
+    calls = []
+
+    def step_into_nan(optimizer, *arguments):
+        step(optimizer, *arguments)
+        calls.append(1)
+        if len(calls) == 2 * 4:
+            optimizer.param_groups[0]["params"][0].data.fill_(float("nan"))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step_into_nan)
+    with pytest.raises(
+        DivergedError, match="weights became NaN or infinite at epoch 2, step last; the checkpoint of epoch 1"
+    ):
+        train(config, tmp_path)
+    assert torch.load(checkpoint_path(tmp_path, config), weights_only=True)["epoch"] == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -25,11 +26,16 @@ def settings(method):
     return {**QUICK, "method": method, "sparsity": PRESCRIBED.get(method)}
 
 
+def quick(config, folder):
+    """Everything on the CPU: the tests compare numbers exactly."""
+    return psp.train(config, checkpoints=folder, device="cpu", progress=False)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, few_digits):
     """(folder, {method: record}) of one quick run a method."""
     folder = tmp_path_factory.mktemp("runs")
-    return folder, {m: psp.train(settings(m), checkpoints=folder, progress=False) for m in METHODS}
+    return folder, {m: quick(settings(m), folder) for m in METHODS}
 
 
 def test_learning_rate_rises_for_a_tenth_and_falls_to_zero_along_half_a_cosine():
@@ -79,12 +85,12 @@ def test_saved_weights_give_the_recorded_error(finished):
 
 
 def test_held_out_images_give_a_validation_error_every_epoch(tmp_path):
-    record = psp.train({**settings("baseline"), "holdout": 50}, checkpoints=tmp_path, progress=False)
+    record = quick({**settings("baseline"), "holdout": 50}, tmp_path)
     assert 0 <= record["curve"][0]["validation_error_pct"] <= 100
 
 
 def test_another_seed_gives_another_run(finished, tmp_path):
-    other = psp.train({**settings("baseline"), "seed": 1}, checkpoints=tmp_path, progress=False)
+    other = quick({**settings("baseline"), "seed": 1}, tmp_path)
     assert other["curve"][0]["loss"] != finished[1]["baseline"]["curve"][0]["loss"]
 
 
@@ -108,14 +114,32 @@ def test_l1_norm_prunes_once_after_its_share_of_the_steps():
 def test_every_method_uses_its_own_regularizer_on_alpha_and_plain_decay_on_weights(method, weight_decay, l1):
     config = RunConfig.of({**settings(method), "weight_decay": 0.002})
     weights, plain, alphas = groups(build_model(config, 10), config)
-    assert (alphas["weight_decay"], alphas["l1"]) == (weight_decay, l1)
+    assert (alphas["weight_decay"], alphas["psp_l1"]) == (weight_decay, l1)
     assert (weights["weight_decay"], plain["weight_decay"]) == (0.002, 0.0)
 
 
 def test_a_batch_larger_than_the_data_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="batch_size 2000 exceeds the 128 training images of digits"):
-        psp.train({**QUICK, "batch_size": 2000}, checkpoints=tmp_path, progress=False)
+    with pytest.raises(ConfigError, match="batch_size 2000 exceeds the 128 images of digits"):
+        quick({**QUICK, "batch_size": 2000}, tmp_path)
 
 
-def test_determinism_is_asked_for_only_while_training(finished):
+def test_determinism_is_asked_for_while_training_and_only_then(tmp_path, monkeypatch):
+    seen = []
+
+    def look(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+
+    monkeypatch.setattr(sys.modules["psp.train"], "before_step", look)
+    quick(settings("baseline"), tmp_path)
+    assert len(seen) == 4
+    assert all(seen)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_record_that_cannot_be_read_is_made_again_from_the_checkpoint(tmp_path):
+    first = quick(settings("baseline"), tmp_path)
+    path = next(tmp_path.glob("*/record.json"))
+    path.write_text("{")
+    again = quick(settings("baseline"), tmp_path)
+    assert {**again, "provenance": 0} == {**first, "provenance": 0}
+    assert json.loads(path.read_text()) == again
