@@ -7,7 +7,7 @@ the order of the methods on any network, on CIFAR-10. A difference within the to
 import numpy as np
 import pandas as pd
 
-from psp.tables import SERIES
+from psp.tables import SERIES, figure_3_reference
 
 ERROR_TOLERANCE = 0.5  # points of error
 SPARSITY_TOLERANCE = 10.0  # points of sparsity
@@ -77,14 +77,19 @@ def _order_claim(points, better, worse, level, tested):
     first, second = error_at(points, better, level), error_at(points, worse, level)
     margin = second - first
     claim = f"{SERIES[better]} < {SERIES[worse]} at {level:.0f} %, errors in %"
-    ours = f"{_number(first, 2)} < {_number(second, 2)}"
+    paper = figure_3_reference()
+    theirs = _pair(error_at(paper, better, level), error_at(paper, worse, level))
     if np.isnan(margin):
         verdict = NOT_TESTED
     elif abs(margin) <= ERROR_TOLERANCE:
         verdict = _verdict(None, tested)
     else:
         verdict = _verdict(margin > 0, tested)
-    return (claim, "holds", ours, f"{ERROR_TOLERANCE} points", verdict)
+    return (claim, theirs, _pair(first, second), f"{ERROR_TOLERANCE} points", verdict)
+
+
+def _pair(first, second):
+    return f"{_number(first, 2)}, {_number(second, 2)}"
 
 
 def _verdict(holds, tested):

@@ -94,6 +94,8 @@ def training_curve(record):
     axes[1].legend()
     axes[2].plot(epochs, [100 * p["sparsity"] for p in curve], marker="o")
     axes[2].set(title="pruned structures, %", xlabel="epoch", ylim=(-2, 102))
+    for panel in axes:
+        panel.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

@@ -39,6 +39,9 @@ def test_the_reference_holds_the_five_series_of_the_figure():
 def test_every_claim_holds_on_the_papers_own_points():
     found = verdicts(figure_3_reference(), PAPER)
     assert len(found) == 8
+    table = figure_3_claims(figure_3_reference(), PAPER)
+    assert table["ours"].str.split(", ").tolist()[-4:] == table["paper"].str.split(", ").tolist()[-4:]
+    assert table["paper"].tolist()[-4] == "6.42, 7.18"  # 6.37 + (6.45 − 6.37)·(70 − 66.7)/(72.5 − 66.7), and 7.18
     assert set(found.values()) == {"holds"}
 
 
