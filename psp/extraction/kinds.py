@@ -6,8 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.errors import ExtractError
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, describe
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
 from psp.extraction.layers import Weighted
 from psp.extraction.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
 
@@ -45,10 +44,7 @@ ACTIVATION_FUNCTIONS = {
 
 
 def classify(network):
-    """{node: its `Op`} for every node of a network whose shapes are known.
-
-    Raises ExtractError for a convolution that reads images without a batch axis.
-    """
+    """{node: its `Op`} for every node of a network whose shapes are known."""
     modules, count = dict(network.named_modules()), calls(network)
     ops = {}
     for node in network.graph.nodes:
@@ -74,10 +70,6 @@ def _reads_channels(node):
 def _module_op(node, module, times):
     axes = len(node.all_input_nodes[0].meta["shape"])
     kind = type(module)  # a subclass may do something else
-    if kind in CONVOLUTION and axes != module.weight.ndim:
-        raise ExtractError(
-            f"{describe(node)} reads a tensor of {axes} axes; example_input needs a batch axis: N×channels×height×width"
-        )
     if kind in (*CONVOLUTION, nn.Linear):
         # A layer that is called several times has one weight for several sets of channels: it stays whole.
         return Weighted(node, module) if times == 1 and axes == module.weight.ndim else Op(node)
