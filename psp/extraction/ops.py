@@ -212,10 +212,18 @@ class Product(Op):
         return Channels.of((a.live | b.live) & ~zero, torch.where(zero, 0.0, a.value * b.value))
 
     def backward(self, known, wanted):
-        return [(n, wanted[self.node]) for n in self.node.args]
+        """The live channels; an operand that has none is not needed if the other one has the shape of the product."""
+        mask = wanted[self.node]
+        asked = [(n, mask & known[n].live) for n in self.node.args]
+        for i in (0, 1):
+            if not asked[i][1].any() and asked[1 - i][1].any() and asked[1 - i][0].meta["shape"] == self.shape:
+                return [asked[1 - i]]
+        return [(n, known[n].at_least_one(part)) for n, part in asked]
 
     def emit(self, builder, wanted):
-        return builder.call(torch.mul, *(builder.take(n, wanted) for n in self.node.args)), wanted
+        asked = dict(self.backward(builder.known, builder.wanted))
+        terms = (builder.take(n, wanted) if n in asked else builder.constant(n, wanted) for n in self.node.args)
+        return builder.call(torch.mul, *terms), wanted
 
 
 class Input(Op):
