@@ -43,20 +43,20 @@ def _one(index, count):
     return torch.arange(count) == index
 
 
-def follow(graph, ops):
+def follow(graph):
     """{node: its `Channels`, or None if it is no tensor with channels}, from the inputs to the output."""
     known = {}
     for node in graph.nodes:
-        known[node] = ops[node].forward(known)
+        known[node] = node.meta["op"].forward(known)
     return known
 
 
-def ask(graph, ops, known):
+def ask(graph, known):
     """{node: mask of the channels that are wanted}, from the output to the inputs; of length 1 for what has none."""
     wanted = {node: torch.zeros(_count(known[node]), dtype=torch.bool) for node in graph.nodes}
     for node in reversed(graph.nodes):
         if node.op == "output" or wanted[node].any():
-            for read, mask in ops[node].backward(known, wanted):
+            for read, mask in node.meta["op"].backward(known, wanted):
                 wanted[read] |= mask
     return wanted
 

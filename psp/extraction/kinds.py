@@ -44,19 +44,18 @@ ACTIVATION_FUNCTIONS = {
 
 
 def classify(network):
-    """{node: its `Op`} for every node of a network whose shapes are known."""
+    """Write its `Op` into every node's meta["op"]; the shapes are known."""
     modules, count = dict(network.named_modules()), calls(network)
-    ops = {}
     for node in network.graph.nodes:
         if node.op == "placeholder":
-            ops[node] = Input(node)
+            op = Input(node)
         elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
-            ops[node] = _module_op(node, modules[node.target], count[node.target])
+            op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
-            ops[node] = _function_op(node)
+            op = _function_op(node)
         else:
-            ops[node] = Op(node)
-    return ops
+            op = Op(node)
+        node.meta["op"] = op
 
 
 def _has_channels(node):

@@ -16,6 +16,8 @@ from psp.extraction.channels import Channels
 class Op:
     """An operation about which nothing is assumed."""
 
+    has_bias = False
+
     def __init__(self, node, module=None):
         self.node = node
         self.module = module
@@ -186,12 +188,19 @@ class Sum(Op):
         return Channels.of(a.live | b.live, self.function(a.value, b.value))
 
     def backward(self, known, wanted):
-        """Each gives its live channels and, if it has any, the wanted constants too; otherwise those come from a."""
-        mask = wanted[self.node]
+        """Each gives its live channels, and if it has any, constants too: a layer can put them out by its bias.
+
+        It is asked for all of them if nobody else reads it, otherwise for those that are constant in the sum.
+        """
+        mask, constant = wanted[self.node], wanted[self.node] & ~known[self.node].live
         asked = [(n, mask & known[n].live) for n in self.node.args]
         if not any(part.any() for _, part in asked):
             return [(self.node.args[0], mask)]
-        return [(n, part | (mask & ~known[self.node].live)) for n, part in asked if part.any()]
+        return [
+            (n, mask if n.meta["op"].has_bias and len(n.users) == 1 else part | constant)
+            for n, part in asked
+            if part.any()
+        ]
 
     def emit(self, builder, wanted):
         reads, asked = self.node.args, dict(self.backward(builder.known, builder.wanted))

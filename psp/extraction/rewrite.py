@@ -23,10 +23,16 @@ class SelectChannels(nn.Module):
         self.register_buffer("constants", constants)
 
     def forward(self, x):
-        if self.constants is not None:
-            constants = self.constants.expand(x.shape[0], -1, *x.shape[2:])
+        constants = None if self.constants is None else self.constants.expand(x.shape[0], -1, *x.shape[2:])
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            # Stay in channels-last, N×H×W×C in memory; everything else would bring the tensor into the other order.
+            x = x.movedim(1, 3)
+            if constants is not None:
+                x = torch.cat([x, constants.movedim(1, 3)], 3)
+            return x.gather(3, self.index.expand(*x.shape[:3], -1)).movedim(3, 1)
+        if constants is not None:
             x = torch.cat([x, constants], 1)
-        return x[:, self.index]
+        return x.index_select(1, self.index)
 
     def extra_repr(self):
         return f"{len(self.index)}, constants={0 if self.constants is None else self.constants.numel()}"
@@ -41,11 +47,11 @@ class Builder:
         self.new, self.carried, self.taken = {}, {}, {}
         self.names = Counter()
 
-    def build(self, ops):
+    def build(self):
         """The network with its graph replaced by the smaller one, and without the modules that it does not call."""
         for node in self.network.graph.nodes:
             if node.op in ("output", "placeholder") or self.wanted[node].any():
-                self.new[node], self.carried[node] = ops[node].emit(self, self.wanted[node])
+                self.new[node], self.carried[node] = node.meta["op"].emit(self, self.wanted[node])
         return fx.GraphModule(self.network, self.graph)
 
     def copy(self, node, arguments):
