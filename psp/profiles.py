@@ -4,7 +4,7 @@
 profile, the settings that all its runs share (`defaults`), and the runs, each by what sets it apart.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -37,6 +37,12 @@ class Profile:
     def notebook_path(self, name):
         """Where an executed notebook goes; nothing reads it but people."""
         return self.results / "executed" / f"{name}.ipynb"
+
+    def only(self, **settings):
+        """The profile with just those runs whose settings are these: only(structure="column", seed=0)."""
+        return replace(
+            self, runs={n: c for n, c in self.runs.items() if all(getattr(c, k) == v for k, v in settings.items())}
+        )
 
     def config(self, run):
         """The RunConfig of a run. Raises ConfigError, naming the known runs, for an unknown one."""
