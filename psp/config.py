@@ -24,11 +24,11 @@ THRESHOLDED = ("psp_l1", "psp_weight_decay")
 TRAINING_SOURCES = (
     "baselines.py",
     "checkpoint.py",
+    "choose.py",
     "cifar.py",
     "config.py",
     "data.py",
     "images.py",
-    "layers.py",
     "masks.py",
     "methods.py",
     "models/__init__.py",

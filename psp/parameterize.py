@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.layers import choose_structures
+from psp.choose import choose_structures
 from psp.structures import alpha_shape
 
 THRESHOLD = 0.1
@@ -107,7 +107,7 @@ def check_gradient(gradient):
 def attach(model, structure, skip, make_parametrization):
     """Register `make_parametrization(weight, structure)` on the weight of every chosen layer; returns `model`.
 
-    `structure` and `skip` choose as in `psp.layers.choose_structures`. Everything that can be wrong is found
+    `structure` and `skip` choose as in `psp.choose.choose_structures`. Everything that can be wrong is found
     before the first layer is touched.
     """
     chosen = choose_structures(model, structure, skip)

@@ -1,7 +1,7 @@
 """Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
-profile, the settings that all its runs share (`defaults`), and the runs, each by what sets it apart.
+profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ import yaml
 
 from psp.config import RunConfig
 from psp.errors import ConfigError
+from psp.timing.settings import TimingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "checkpoints"
@@ -18,10 +19,11 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 @dataclass(frozen=True)
 class Profile:
-    """A named set of runs, and where its results lie."""
+    """A named set of runs, what of them is timed, and where the results lie."""
 
     name: str
     runs: dict
+    timing: TimingConfig | None = None
 
     @property
     def results(self):
@@ -29,6 +31,9 @@ class Profile:
 
     def record_path(self, run):
         return self.results / "runs" / f"{run}.json"
+
+    def timing_path(self, device_type):
+        return self.results / "timing" / f"{device_type}.json"
 
     def pipeline_file(self):
         """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
@@ -78,4 +83,8 @@ def load_profile(name):
             raise ConfigError(f"{path.relative_to(ROOT)}, run {run!r}: {error}") from error
     if content["profile"] != name:
         raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {name!r}")
-    return Profile(name, runs)
+    try:
+        timing = TimingConfig.of(content["timing"], runs)
+    except ConfigError as error:
+        raise ConfigError(f"{path.relative_to(ROOT)}: {error}") from error
+    return Profile(name, runs, timing)

@@ -18,7 +18,7 @@ ALPHA_SHAPE = {
     "column": lambda k, c, taps: (1, c, *taps),
     "channel": lambda k, c, taps: (k, 1, *(1 for _ in taps)),  # an output channel, also called filter
     "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
-    "layer": lambda k, c, taps: (1, 1, *(1 for _ in taps)),  # the whole weight; only where a bypass exists (psp.layers)
+    "layer": lambda k, c, taps: (1, 1, *(1 for _ in taps)),  # the whole weight; only where a bypass exists (psp.choose)
 }
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.layers import choose_structures, without_bypass
+from psp.choose import choose_structures, without_bypass
 from psp.parameterize import parametrizations
 
 
