@@ -19,3 +19,7 @@ class DivergedError(RuntimeError):
 
 class NotebookError(RuntimeError):
     """A notebook that the pipeline ran stopped at an error; its executed copy shows where."""
+
+
+class ExtractError(ValueError):
+    """A network that cannot be made smaller with the same outputs, or an example that does not fit it."""
