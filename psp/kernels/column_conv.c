@@ -22,7 +22,7 @@ enum { LANES = 8, GROUP = 2, PIXELS = 6 };
 #else
 enum { LANES = 4, GROUP = 4, PIXELS = 6 };
 #endif
-enum { BAND_BYTES = 24 * 1024, OK = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
+enum { BAND_BYTES = 32 * 1024, OK = 0, NO_MEMORY = 1, BAD_INDEX = 2 };
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -82,24 +82,24 @@ static inline __attribute__((always_inline)) void tile(const int group, const jo
             for (int g = 0; g < group; g++) *(vec *)(out + i * k + first + g * LANES) = sum[i][g];
         return;
     }
+    float whole[PIXELS][GROUP * LANES];
+#pragma GCC unroll 16
+    for (int i = 0; i < PIXELS; i++)
+#pragma GCC unroll 4
+        for (int g = 0; g < group; g++) *(vec *)(whole[i] + g * LANES) = sum[i][g];
     const int64_t outputs = k - first < group * LANES ? k - first : group * LANES;
-    for (int64_t i = 0; i < pixels; i++) memcpy(out + i * k + first, sum[i], 4 * outputs);
+    for (int64_t i = 0; i < pixels; i++) memcpy(out + i * k + first, whole[i], 4 * outputs);
 }
 
-/* The input rows of a band with zeros for the padding, in the order that `column` and `pixel` count in. */
+/* The input rows of a band, where `column` and `pixel` count from. The zeros beside them are there from the start. */
 static void copy_rows(const job *a, const float *image, int64_t top, int64_t rows, float *to) {
     const shape *s = a->s;
-    for (int64_t i = 0; i < rows; i++, to += a->pitch) {
-        const int64_t y = top + i;
-        if (y < 0 || y >= s->h) {
+    const int64_t inner = s->w * s->c;
+    for (int64_t y = top; y < top + rows; y++, to += a->pitch)
+        if (y < 0 || y >= s->h)
             memset(to, 0, 4 * a->pitch);
-            continue;
-        }
-        const int64_t side = s->pad_w * s->c, inner = s->w * s->c;
-        memset(to, 0, 4 * side);
-        memcpy(to + side, image + y * inner, 4 * inner);
-        memset(to + side + inner, 0, 4 * side);
-    }
+        else
+            memcpy(to + s->pad_w * s->c, image + y * inner, 4 * inner);
 }
 
 static void band(const job *a, int64_t unit, float *scratch) {
@@ -133,7 +133,7 @@ static void band(const job *a, int64_t unit, float *scratch) {
 
 static void work(void *argument) {
     job *a = argument;
-    float *scratch = a->copies ? malloc(4 * a->in_rows * a->pitch) : NULL;
+    float *scratch = a->copies ? calloc(a->in_rows * a->pitch, 4) : NULL;
     if (a->copies && !scratch) {
         a->failed = 1;
         return;
