@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from psp.errors import ConfigError
 from psp.choose import choose_structures
+from psp.errors import ConfigError
 from psp.structures import alpha_shape
 
 THRESHOLD = 0.1

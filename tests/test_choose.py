@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 
 import psp
-from psp.errors import ConfigError
 from psp.choose import choose_structures, without_bypass
+from psp.errors import ConfigError
 from psp.parameterize import parametrizations
 
 

@@ -20,18 +20,18 @@ class Timing(NamedTuple):
     high_s: float
 
 
-def alternate(calls, device, threads, rounds=ROUNDS, block_seconds=BLOCK_SECONDS):
-    """{name: `Timing`} of functions without arguments that take turns, `rounds` times, on `threads` CPU threads.
+def alternate(calls, device, threads):
+    """{name: `Timing`} of functions without arguments that take turns, `ROUNDS` times, on `threads` CPU threads.
 
-    One turn repeats a call for about `block_seconds`, so that a slow moment of the machine meets all of them alike.
+    One turn repeats a call for about `BLOCK_SECONDS`, so that a slow moment of the machine meets all of them alike.
     """
     blocks = {}
     for name, call in calls.items():
         block = cuda_block(call) if device.type == "cuda" else cpu_block(call, threads)
         block(WARMUP_CALLS)
-        blocks[name] = block, max(1, round(block_seconds / block(1)))
+        blocks[name] = block, max(1, round(BLOCK_SECONDS / block(1)))
     seconds = {name: [] for name in calls}
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         for name, (block, number) in blocks.items():
             seconds[name].append(block(number))
     return {name: quartiles(times) for name, times in seconds.items()}
