@@ -1,12 +1,13 @@
 """From a masked network to a physically smaller one that computes the same.
 
-Zeros save nothing until they are taken out. What is left of the network is found in four steps, each exact:
+Zeros save nothing until they are taken out. What is left of the network is found in four steps, each exact, whose
+details are in `psp/extraction/`:
 
-1. `psp.graph`: the network, folded, as a graph of operations; batch normalization goes into the convolutions.
-2. `psp.channels`: forward, which channels are live and which are constants; backward, which of them anybody reads.
-3. `psp.rewrite`: the graph once more, with the channels alone that are live and read. A residual branch of constants,
+1. graph: the network, folded, as a graph of operations; batch normalization goes into the convolutions.
+2. channels: forward, which channels are live and which are constants; backward, which of them anybody reads.
+3. rewrite: the graph once more, with those channels alone that are live and read. A residual branch of constants,
    for example, is no more than a constant added to the sum, and all its layers are gone.
-4. `psp.layers`: every convolution that is left becomes the smallest that has its nonzero weights.
+4. layers: every convolution that is left becomes the smallest that has its nonzero weights.
 
 All of it runs in float64, and the result is compared with the network before it is handed out.
 """
@@ -15,13 +16,13 @@ import copy
 
 import torch
 
-from psp.channels import ask, follow
 from psp.errors import ExtractError
-from psp.graph import Shapes, find_flattens, fold_batchnorm_, make_pure, trace
-from psp.kinds import classify
+from psp.extraction.channels import ask, follow
+from psp.extraction.graph import Shapes, find_flattens, fold_batchnorm_, make_pure, trace
+from psp.extraction.kinds import classify
+from psp.extraction.polish import polish
+from psp.extraction.rewrite import Builder
 from psp.parameterize import fold, parametrizations
-from psp.polish import polish
-from psp.rewrite import Builder
 
 # In float64, relative to the largest output: rounding alone, after a hundred layers.
 TOLERANCE = 1e-9
@@ -46,12 +47,9 @@ def extract(model, example_input):
             named), or the network has something in it that cannot be made smaller with exactly the same outputs.
     """
     check(model)
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    inputs = tuple(_double(x) for x in inputs)
-    like = next(model.parameters())
+    inputs = as_inputs(example_input)
     masked = folded_copy(model).to("cpu", torch.float64)
     network = trace(masked)
-    expected = Shapes(network).run(*inputs)
     make_pure(network)
     fold_batchnorm_(network)
     Shapes(network).run(*inputs)
@@ -60,7 +58,8 @@ def extract(model, example_input):
     known = follow(network.graph, ops)
     wanted = ask(network.graph, ops, known)
     smaller = polish(Builder(network, known, wanted).build(ops))
-    compare(smaller(*inputs), expected)
+    compare(smaller(*inputs), masked(*inputs))
+    like = next(model.parameters())
     return smaller.to(like.device, like.dtype).eval()
 
 
@@ -106,6 +105,16 @@ def check_evaluation(model):
             raise ExtractError(f"{where} is in training mode; call model.eval() first")
 
 
+def as_inputs(example_input):
+    """The arguments of `forward` as a tuple, in float64. Raises ExtractError if there is anything but tensors."""
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise ExtractError(
+            f"example_input must be a tensor N×channels×height×width or a tuple of tensors, got {example_input!r:.60}"
+        )
+    return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)
+
+
 def compare(outputs, expected):
     """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
     for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
@@ -121,10 +130,4 @@ def _tensors(nest):
 
 
 def _largest(tensor):
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
-
-
-def _double(x):
-    if not isinstance(x, torch.Tensor):
-        return x
-    return x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype)
+    return float(tensor.abs().max()) if tensor.any() else 1.0

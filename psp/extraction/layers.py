@@ -11,10 +11,10 @@ from itertools import product
 import torch
 from torch import nn
 
-from psp.channels import Channels
 from psp.columns import ColumnSparseConv2d
-from psp.graph import CONVOLUTION
-from psp.ops import Op
+from psp.extraction.channels import Channels
+from psp.extraction.graph import CONVOLUTION
+from psp.extraction.ops import Op
 
 # From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel.
 COLUMN_SPARSE = 0.5
@@ -67,12 +67,9 @@ class Weighted(Op):
             weight = self.weight.flatten(0, 1)[rows]
             layer = smallest(self.module, weight, self.bias[rows], self.groups * int(rows.sum()) // len(rows))
             return builder.insert(self.node.target, layer, builder.take(read, inputs)), rows
-        x, carried = builder.about(read, inputs)
+        sparse = column_sparse(self.module, self.weight[0][wanted][:, inputs])
+        x, carried = builder.about(read, inputs, narrow=not sparse)  # a column-sparse one gathers by itself
         weight, bias = self.without(channels, carried, wanted)
-        sparse = column_sparse(self.module, weight)
-        if sparse and builder.carried[read].sum() > carried.sum():
-            x, carried = builder.new[read], builder.carried[read]  # it gathers by itself
-            weight, bias = self.without(channels, carried, wanted)
         return builder.insert(self.node.target, smallest(self.module, weight, bias, 1), x), wanted
 
     def without(self, channels, carried, rows):
@@ -106,12 +103,12 @@ def pads(module):
 
 def column_sparse(module, weight):
     """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
-    if not isinstance(module, nn.Conv2d) or module.padding_mode != "zeros" or weight.shape[2] == 1:
+    padding = pads(module) if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" else []
+    if not padding or any(before != after for before, after in padding):
         return False
-    if any(before != after for before, after in pads(module)):
-        return False
+    weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
     columns = weight.ne(0).any(0)
-    return bool(columns.any()) and columns.float().mean() <= 1 - COLUMN_SPARSE
+    return columns.shape[1:].numel() > 1 and columns.double().mean() <= 1 - COLUMN_SPARSE
 
 
 def smallest(module, weight, bias, groups):

@@ -19,6 +19,7 @@ from psp.errors import ExtractError
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
 PURE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -27,7 +28,6 @@ PURE = {
     torch.relu_: torch.relu,
     F.relu_: F.relu,
 }
-RESHAPES = {"view", "reshape", "flatten", "squeeze"}
 
 
 class Tracer(fx.Tracer):
@@ -79,7 +79,7 @@ def make_pure(network):
     for node in list(network.graph.nodes):
         if _writes(node, writers):
             _use_pure(node)
-            written = node.args[0]
+            written = node.all_input_nodes[0]
             written.replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
         if _is_identity(node, network):
             node.replace_all_uses_with(node.args[0])
@@ -113,18 +113,18 @@ def _use_pure(node):
         node.target = PURE[node.target]
     elif node.op == "call_function" and _inplace(node):
         arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
-        node.kwargs = {k: v for k, v in list(arguments.items())[1:] if k != "inplace"}
-        node.args = node.args[:1]
+        first, *rest = ((k, v) for k, v in arguments.items() if k != "inplace")
+        node.args, node.kwargs = (first[1],), dict(rest)
     elif node.op != "call_module":
         raise ExtractError(
-            f"operation {node.name!r} ({node.format_node()}) writes into a tensor, which cannot be made smaller "
-            "exactly; write it as an operation that returns a new tensor"
+            f"{describe(node)} writes into a tensor that others may read, which cannot be followed exactly; "
+            "write it as an operation that returns a new tensor"
         )
 
 
 def _is_identity(node, network):
     if node.op == "call_module":
-        return isinstance(network.get_submodule(node.target), (nn.Identity, *DROPOUT))
+        return type(network.get_submodule(node.target)) in (nn.Identity, *DROPOUT)
     if node.op == "call_function" and node.target in (F.dropout, F.dropout2d):
         arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)
         arguments.apply_defaults()
@@ -141,13 +141,13 @@ def fold_batchnorm_(network):
     """Fold every evaluation-mode batch normalization into the convolution or linear layer right before it, in place."""
     modules, count = dict(network.named_modules()), calls(network)
     for node in list(network.graph.nodes):
-        if node.op != "call_module" or not isinstance(modules[node.target], BATCHNORM):
+        if node.op != "call_module" or type(modules[node.target]) not in BATCHNORM:
             continue
         before = node.args[0]
         if before.op != "call_module" or len(before.users) > 1 or count[before.target] + count[node.target] > 2:
             continue
         layer, norm = modules[before.target], modules[node.target]
-        if norm.running_mean is None or not isinstance(layer, (*CONVOLUTION, nn.Linear)):
+        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         network.set_submodule(before.target, fuse(layer, norm))
@@ -166,8 +166,8 @@ class Shapes(fx.Interpreter):
         except Exception as error:
             shapes = ", ".join(str(tuple(n.meta["shape"])) for n in node.all_input_nodes if n.meta.get("shape"))
             raise ExtractError(
-                f"{describe(node)} cannot take its input of shape {shapes or 'unknown'}: {error}. "
-                "Give an example_input of the shape that the network was trained on, N×channels×height×width"
+                f"{describe(node)} fails on the example, on input of shape {shapes or 'unknown'} in float64: {error}. "
+                "Give an example_input like the network's images in training, N×channels×height×width"
             ) from error
         node.meta["shape"] = result.shape if isinstance(result, torch.Tensor) else None
         return result
@@ -175,16 +175,20 @@ class Shapes(fx.Interpreter):
 
 def describe(node):
     """A node as a user knows it: by layer name where it has one."""
-    return f"layer {node.target!r}" if node.op == "call_module" else f"operation {node.name!r}"
+    if node.op == "call_module":
+        return f"layer {node.target!r}"
+    inside = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+    return f"operation {getattr(node.target, '__name__', node.target)!r}" + (f" in {inside[-1]!r}" if inside else "")
 
 
 def find_flattens(network):
     """Write every reshape from N×C×… to N×(C·…), however spelled, as torch.flatten(x, 1); shapes are known."""
     for node in network.graph.nodes:
-        name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op == "call_module":
-            name = "flatten" if isinstance(network.get_submodule(node.target), nn.Flatten) else ""
-        if name not in RESHAPES or not isinstance(node.args[0], fx.Node):
+            flattens = type(network.get_submodule(node.target)) is nn.Flatten
+        else:
+            flattens = node.op in ("call_function", "call_method") and node.target in FLATTENS
+        if not flattens or not node.args or node.meta["shape"] is None:
             continue
         before, after = node.args[0].meta["shape"], node.meta["shape"]
         if before is not None and len(before) > 2 and after == (before[0], before[1:].numel()):

@@ -1,4 +1,4 @@
-"""Which rule of `psp.ops` and `psp.layers` holds for a node; what is not recognized is an `Op`, kept as it is."""
+"""Which rule of ops and layers holds for a node; what is not recognized is an `Op`: kept as it is, all of it live."""
 
 import operator
 
@@ -7,9 +7,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.errors import ExtractError
-from psp.graph import BATCHNORM, CONVOLUTION, calls, describe
-from psp.layers import Weighted
-from psp.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, describe
+from psp.extraction.layers import Weighted
+from psp.extraction.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -73,24 +73,24 @@ def _reads_channels(node):
 
 def _module_op(node, module, times):
     axes = len(node.all_input_nodes[0].meta["shape"])
-    kind = type(module).__name__
-    if isinstance(module, CONVOLUTION) and axes != module.weight.ndim:
+    kind = type(module)  # a subclass may do something else
+    if kind in CONVOLUTION and axes != module.weight.ndim:
         raise ExtractError(
             f"{describe(node)} reads a tensor of {axes} axes; example_input needs a batch axis: N×channels×height×width"
         )
-    if isinstance(module, (*CONVOLUTION, nn.Linear)):
+    if kind in (*CONVOLUTION, nn.Linear):
         # A layer that is called several times has one weight for several sets of channels: it stays whole.
         return Weighted(node, module) if times == 1 and axes == module.weight.ndim else Op(node)
-    if isinstance(module, BATCHNORM):
+    if kind in BATCHNORM:
         return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
-    if isinstance(module, ACTIVATIONS):
+    if kind in ACTIVATIONS:
         return Pointwise(node, module)
-    if isinstance(module, KEEPING) and axes == _axes(kind):
+    if kind in KEEPING and axes == _axes(kind.__name__):
         return Unary(node)
-    if isinstance(module, AVERAGE_POOLS) and axes == _axes(kind):
+    if kind in AVERAGE_POOLS and axes == _axes(kind.__name__):
         override = getattr(module, "divisor_override", None)
         return _average_pool(node, module.padding, module.count_include_pad, override)
-    if isinstance(module, ZERO_PADS):
+    if kind in ZERO_PADS:
         return _pad(node, module.padding, "constant", getattr(module, "value", 0))
     return Op(node)
 

@@ -42,9 +42,7 @@ class Builder:
         for node in self.network.graph.nodes:
             if node.op in ("output", "placeholder") or self.wanted[node].any():
                 self.new[node], self.carried[node] = ops[node].emit(self, self.wanted[node])
-        network = fx.GraphModule(self.network, self.graph)
-        network.delete_all_unused_submodules()
-        return network
+        return fx.GraphModule(self.network, self.graph)
 
     def copy(self, node, arguments):
         """The same operation on other arguments, a dict old node → new node."""
@@ -74,11 +72,11 @@ class Builder:
             self.taken[key] = self.insert(name, SelectChannels(source[want], constants), self.new[node])
         return self.taken[key]
 
-    def about(self, node, want):
-        """(new node, its channels ⊇ want): without a selection if few of the channels are of no use."""
+    def about(self, node, want, narrow=True):
+        """(new node, its channels ⊇ want): no selection if few of the channels are of no use, or if not `narrow`."""
         carried = self.carried[node]
         useless = int((carried & ~want).sum())
-        if (want & ~carried).any() or useless > NARROW * int(carried.sum()):
+        if (want & ~carried).any() or (narrow and useless > NARROW * int(carried.sum())):
             return self.take(node, want), want
         return self.new[node], carried
 

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from psp.channels import Channels
+from psp.extraction.channels import Channels
 
 
 class Op:
