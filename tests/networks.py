@@ -55,7 +55,9 @@ class DenseNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.block1 = nn.ModuleList(DenseLayer(8 + growth * i, growth) for i in range(3))
-        self.transition = nn.Sequential(nn.BatchNorm2d(26), nn.ReLU(), nn.Conv2d(26, 13, 1, bias=False), nn.AvgPool2d(2))
+        self.transition = nn.Sequential(
+            nn.BatchNorm2d(26), nn.ReLU(), nn.Conv2d(26, 13, 1, bias=False), nn.AvgPool2d(2)
+        )
         self.block2 = nn.ModuleList(DenseLayer(13 + growth * i, growth) for i in range(3))
         self.norm = nn.BatchNorm2d(31)
         self.fc = nn.Linear(31, 10)

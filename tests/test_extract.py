@@ -1,15 +1,12 @@
 """psp.extract: the same outputs from a smaller network, for every architecture and structure, and the extreme cases."""
 
 import copy
-import io
 
 import pytest
 import torch
-from networks import TORCHVISION, difference, network, prune, randomize, size
-from torch import nn
+from networks import TORCHVISION, difference, network, size
 
 import psp
-from psp.columns import ColumnSparseConv2d
 from psp.extract import fold_batchnorm
 from psp.structures import ALPHA_SHAPE
 

@@ -71,7 +71,16 @@ def test_a_figure_depends_on_all_that_its_notebook_uses(name, notebook):
     source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
     stage = stages()[name]
     assert dependencies(stage) == import_closure(source) - set(TRAINING_SOURCES) - UNTRACKED
-    assert {f"notebooks/{notebook}.ipynb", "results/${profile}/runs"} < set(stage["deps"])
+    records = "results/${profile}/timing" if name == "timing_tables" else "results/${profile}/runs"
+    assert {f"notebooks/{notebook}.ipynb", records} < set(stage["deps"])
+
+
+def test_timing_depends_on_all_that_it_uses():
+    used = import_closure("import psp.timing.networks\nimport psp.timing.record") - set(TRAINING_SOURCES) - UNTRACKED
+    paths = [ROOT / "psp" / name for name in dependencies(stages()["timing"])]
+    files = {f.relative_to(ROOT / "psp").as_posix() for p in paths for f in ([p] if p.is_file() else p.glob("*.py"))}
+    assert used <= files
+    assert {f.split("/")[0] for f in files} == {f.split("/")[0] for f in used}, "and on nothing else"
 
 
 def test_a_failing_stage_loses_no_output():

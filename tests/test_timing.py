@@ -11,13 +11,14 @@ from torch import nn
 import psp
 from psp.errors import ConfigError
 from psp.profiles import Profile, load_profile
-from psp.timing.floor import Limits, Work, floors, measure_limits, work
+from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
 from psp.timing.networks import lively, masks_sha256, networks, random_masks
 from psp.timing.record import timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.tables import speed_ups, summary_table
 from psp.timing.variants import has_compiler, make_variant, unavailable
+from psp.timing.work import measure_limits, work
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -92,8 +93,8 @@ def test_floors_by_hand():
 
 
 def test_limits_of_this_machine_are_of_the_right_order(monkeypatch):
-    monkeypatch.setattr("psp.timing.floor.COPY_MIB", 8)
-    monkeypatch.setattr("psp.timing.floor.PRODUCT_SIDE", 256)
+    monkeypatch.setattr("psp.timing.work.COPY_MIB", 8)
+    monkeypatch.setattr("psp.timing.work.PRODUCT_SIDE", 256)
     limits = measure_limits(CPU)
     assert 1e8 < limits.bytes_per_s < 1e13
     assert all(1e8 < flops < 1e15 for flops in limits.flops.values())
@@ -213,8 +214,8 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
     """Everything but the length of it: two networks, one variant, tables and the notebook's numbers."""
     monkeypatch.setattr("psp.timing.measure.ROUNDS", 2)
     monkeypatch.setattr("psp.timing.measure.BLOCK_SECONDS", 0.0)
-    monkeypatch.setattr("psp.timing.floor.PRODUCT_SIDE", 64)
-    monkeypatch.setattr("psp.timing.floor.COPY_MIB", 1)
+    monkeypatch.setattr("psp.timing.work.PRODUCT_SIDE", 64)
+    monkeypatch.setattr("psp.timing.work.COPY_MIB", 1)
     config = TimingConfig.of(SETTINGS | {"structures": ["channel", "layer"]}, [])
     made = timing_record(networks(load_profile("demo"), config), config.as_dict(), CPU)
     made = json.loads(json.dumps(made))

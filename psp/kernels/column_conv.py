@@ -9,10 +9,12 @@ with (r_j, s_j) the row and column of kernel position taps[j] = r_j·S + s_j. Th
 numbers: `reference` in plain PyTorch, C on the CPU (`psp.kernels.cpu`), Triton on a GPU (`psp.kernels.gpu`).
 """
 
+import math
 from importlib.util import find_spec
 
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
 
 from psp.errors import ConfigError
 from psp.kernels import cpu
@@ -130,6 +132,12 @@ def on_cuda(x, weight, channels, taps, bias, kernel_size, stride, padding, dilat
 def _(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
     shape = output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@register_flop_formula(torch.ops.psp.column_conv2d)
+def flops(x_shape, weight_shape, *settings, out_shape=None, **options):
+    """Two for every multiply-accumulate, for torch.utils.flop_counter: J of them for each output value."""
+    return 2 * weight_shape[1] * math.prod(out_shape)
 
 
 def same_dtype(allowed, *tensors):

@@ -6,11 +6,11 @@ from psp.cost import cost
 from psp.extract import extract, fold_batchnorm
 from psp.parameterize import sparsity
 from psp.records import provenance, read_record
-from psp.timing.floor import measure_limits, work
 from psp.timing.measure import alternate
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU
 from psp.timing.variants import make_variant
+from psp.timing.work import measure_limits, work
 
 SCHEMA = 1
 SIDE = 32  # of the images, in pixels
