@@ -5,7 +5,6 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch.utils import benchmark
 
 ROUNDS = 9
 BLOCK_SECONDS = 0.1
@@ -45,6 +44,8 @@ def quartiles(seconds):
 
 def cpu_block(call, threads):
     """A function of n: seconds a call, over n calls on `threads` threads."""
+    from torch.utils import benchmark  # looks for CUDA's compiler when imported, and warns where there is none
+
     timer = benchmark.Timer("call()", globals={"call": call}, num_threads=threads, timer=time.perf_counter)
     return lambda number: timer.timeit(number).median
 
