@@ -19,3 +19,7 @@ class DivergedError(RuntimeError):
 
 class NotebookError(RuntimeError):
     """A notebook that the pipeline ran stopped at an error; its executed copy shows where."""
+
+
+class KernelError(RuntimeError):
+    """Kernels that cannot be built or used on this machine; training goes on without them and its record says why."""
