@@ -91,6 +91,26 @@ def test_it_is_the_convolution_with_zeros_in_the_pruned_columns(a_case, form, re
     assert_same(reference(FORMS[form](x), weight, *columns, *lists.values(), relu), expected, len(columns[0]))
 
 
+@pytest.fixture
+def fresh_kernel():
+    """The kernel is looked for anew, in the test and after it."""
+    cpu._kernel.cache_clear()
+    yield
+    cpu._kernel.cache_clear()
+
+
+@pytest.mark.parametrize("flags", [("-mavx2", "-mfma"), ("-march=x86-64",)])
+def test_narrower_vectors_than_this_processor_has(monkeypatch, fresh_kernel, flags):
+    """The code that an older processor would run; four to a vector is what ARM has."""
+    if "__AVX2__" not in cpu._output(["cc", *cpu.NATIVE, "-dM", "-E", "-x", "c", os.devnull]):
+        pytest.skip("no AVX2 here")
+    monkeypatch.setattr(cpu, "NATIVE", flags)
+    for k in (1, 3, 7, 9, 12, 16, 21, 29, 40):
+        x, columns, options, expected = case(2, 5, k, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1), 0.4, k)
+        assert_same(column_conv2d(x, *columns, **options, relu=True), expected.relu(), len(columns[1]))
+    assert cpu.available()
+
+
 @pytest.mark.parametrize(
     ("n", "channels", "size", "stride"),
     [(1, 16, 32, 1), (2, 32, 16, 1), (3, 64, 8, 1), (2, 16, 32, 2), (1, 64, 56, 1), (1, 130, 7, 1)],
@@ -145,31 +165,23 @@ def test_pytorch_compiles_and_checks_the_operator():
     torch.library.opcheck(torch.ops.psp.column_conv2d.default, (x, *columns, *lists, True))
 
 
-def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(monkeypatch):
+def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(monkeypatch, fresh_kernel):
     x, columns, options, expected = case(1, 2, 3, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1), 0.5, 0)
-    cpu._kernel.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
-    try:
-        with pytest.warns(UserWarning, match=r"without their speed-up.*no-such-compiler.*Install gcc or clang"):
-            assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
-    finally:
-        cpu._kernel.cache_clear()
+    with pytest.warns(UserWarning, match=r"without their speed-up.*no-such-compiler.*Install gcc or clang"):
+        assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
 
 
-def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
+def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path, fresh_kernel):
     failing = tmp_path / "cc"
     failing.write_text("#!/bin/sh\necho 'some context' >&2\necho 'error: out of cheese' >&2\nexit 1\n")
     failing.chmod(0o755)
-    cpu._kernel.cache_clear()
     monkeypatch.setenv("CC", str(failing))
-    try:
-        with pytest.warns(UserWarning, match="out of cheese"):
-            assert not cpu.available()
-    finally:
-        cpu._kernel.cache_clear()
+    with pytest.warns(UserWarning, match="out of cheese"):
+        assert not cpu.available()
 
 
 def test_it_is_compiled_once_for_each_compiler_and_user(monkeypatch, tmp_path):
@@ -225,7 +237,7 @@ def test_onnx_sees_a_convolution_with_zeros(tmp_path):
         def forward(self, x):
             return column_conv2d(x, *columns, **options)
 
-    torch.onnx.export(Layer(), (x,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    torch.onnx.export(Layer().eval(), (x,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(out).double(), expected, rtol=1e-5, atol=1e-5)

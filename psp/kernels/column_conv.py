@@ -9,6 +9,7 @@ with (r_j, s_j) the row and column of kernel position taps[j] = r_j·S + s_j. Th
 numbers: `reference` in plain PyTorch, C on the CPU (`psp.kernels.cpu`), Triton on a GPU (`psp.kernels.gpu`).
 """
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -96,10 +97,6 @@ def out_of_range(channels, kernel_size):
     return ConfigError(f"a column lies outside the {channels} input channels or the kernel positions of {kernel_size}")
 
 
-torch.library.impl(OPERATOR, "default", reference)
-
-
-@torch.library.impl(OPERATOR, "cpu")
 def on_cpu(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
     """The C kernel where it can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
@@ -112,11 +109,10 @@ def on_cpu(x, weight, channels, taps, bias, kernel_size, stride, padding, dilati
     return out
 
 
-@torch.library.impl(OPERATOR, "cuda")
 def on_cuda(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
     """The Triton kernel where it can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
-    if not same_dtype((torch.float32, torch.float16, torch.bfloat16), x, weight, bias) or not find_spec("triton"):
+    if not same_dtype((torch.float32, torch.float16, torch.bfloat16), x, weight, bias) or not has_triton():
         return reference(*arguments, relu)
     from psp.kernels import gpu  # imports Triton, which takes time and is not there on every platform
 
@@ -126,8 +122,14 @@ def on_cuda(x, weight, channels, taps, bias, kernel_size, stride, padding, dilat
     return out
 
 
-@torch.library.register_fake(OPERATOR)
-def _(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
+@cache
+def has_triton():
+    """Whether Triton is installed, as it is with PyTorch's CUDA wheels."""
+    return find_spec("triton") is not None
+
+
+def fake(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
+    """An output without numbers, for the compiler."""
     shape = output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
@@ -135,6 +137,12 @@ def _(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, r
 def same_dtype(allowed, *tensors):
     """Whether all tensors that are not None have one dtype, and an allowed one."""
     return tensors[0].dtype in allowed and all(t is None or t.dtype == tensors[0].dtype for t in tensors)
+
+
+torch.library.impl(OPERATOR, "default", reference)
+torch.library.impl(OPERATOR, "cpu", on_cpu)
+torch.library.impl(OPERATOR, "cuda", on_cuda)
+torch.library.register_fake(OPERATOR, fake)
 
 
 class Differentiable(torch.autograd.Function):

@@ -21,7 +21,7 @@ import torch
 SOURCE = Path(__file__).with_name("column_conv.c")
 # No -ffast-math: linking with it would switch off denormals in the whole process.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
-NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+NATIVE = ("-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native",)
 OUT_OF_MEMORY, BAD_INDEX = 1, 2
 SHAPE = ("n", "c", "h", "w", "k", "j", "kernel_w", "taps", "stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w")
 SHAPE += ("out_h", "out_w", "relu", "threads")
@@ -94,12 +94,12 @@ def _library():
     key = hashlib.sha256(SOURCE.read_bytes())
     key.update(repr((compiler, FLAGS, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
-    key.update(_output([*compiler, NATIVE, "-dM", "-E", "-x", "c", os.devnull]).encode())
+    key.update(_output([*compiler, *NATIVE, "-dM", "-E", "-x", "c", os.devnull]).encode())
     path = _folder() / f"column_conv-{key.hexdigest()[:32]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
             made = Path(aside) / path.name
-            _output([*compiler, *FLAGS, NATIVE, "-o", str(made), str(SOURCE)])
+            _output([*compiler, *FLAGS, *NATIVE, "-o", str(made), str(SOURCE)])
             os.replace(made, path)
     return path
 
