@@ -92,11 +92,11 @@ static inline __attribute__((always_inline)) void tile(const int group, const jo
     for (int64_t i = 0; i < pixels; i++) memcpy(out + i * k + first, whole[i], 4 * outputs);
 }
 
-/* Copy the input rows from `top` on to where `column` and `pixel` count from. The zeros beside them are there. */
-static void copy_rows(const job *a, const float *image, int64_t top, int64_t rows, float *to) {
+/* Copy a band's input rows, from `top` on, to where `column` and `pixel` count from; zeros beside them are there. */
+static void copy_rows(const job *a, const float *image, int64_t top, float *to) {
     const shape *s = a->s;
     const int64_t inner = s->w * s->c;
-    for (int64_t y = top; y < top + rows; y++, to += a->pitch)
+    for (int64_t y = top; y < top + a->in_rows; y++, to += a->pitch)
         if (y < 0 || y >= s->h)
             memset(to, 0, 4 * a->pitch);
         else
@@ -111,8 +111,7 @@ static void compute_band(const job *a, int64_t number, float *scratch) {
     const float *from = a->x + image * s->h * s->w * s->c;
     float *out = a->out + (image * s->out_h + top) * s->out_w * s->k;
     if (a->copies) {
-        const int64_t in_rows = a->in_rows - (a->band_rows - rows) * s->stride_h;
-        copy_rows(a, from, top * s->stride_h - s->pad_h, in_rows, scratch);
+        copy_rows(a, from, top * s->stride_h - s->pad_h, scratch);
         from = scratch;
     } else {
         from += top * s->stride_h * a->pitch;
