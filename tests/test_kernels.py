@@ -91,6 +91,12 @@ def test_it_is_the_convolution_with_zeros_in_the_pruned_columns(a_case, form, re
     assert_same(reference(FORMS[form](x), weight, *columns, *lists.values(), relu), expected, len(columns[0]))
 
 
+def test_threads_are_those_of_pytorch():
+    """Its OpenMP runtime is found; without, everything would be right, but on one thread."""
+    if sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info():
+        assert cpu._parallel()
+
+
 @pytest.fixture
 def fresh_kernel():
     """The kernel is looked for anew, in the test and after it."""
@@ -157,10 +163,16 @@ def test_gradients_are_those_of_the_convolution_with_zeros():
     assert alone.shape == weight.shape
 
 
-def test_pytorch_compiles_and_checks_the_operator():
+def test_pytorch_compiles_traces_and_checks_the_operator():
     x, columns, options, expected = case(2, 3, 5, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1), 0.4, 0)
     compiled = torch.compile(lambda x: column_conv2d(x, *columns, **options) + 1, backend="aot_eager", fullgraph=True)
     assert_same(compiled(x) - 1, expected, 30)
+    (alike,) = torch.autograd.grad(compiled(leaf := x.clone().requires_grad_()).square().sum(), leaf)
+    (eager,) = torch.autograd.grad((column_conv2d(leaf, *columns, **options) + 1).square().sum(), leaf)
+    torch.testing.assert_close(alike, eager)
+    traced = torch.fx.symbolic_trace(lambda x: column_conv2d(x, *columns, **options))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [column_conv2d]
+    assert_same(traced(x), expected, 30)
     lists = [list(value) for value in options.values()]
     torch.library.opcheck(torch.ops.psp.column_conv2d.default, (x, *columns, *lists, True))
 
@@ -226,6 +238,33 @@ def test_triton_kernel_in_its_interpreter():
     run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) > 0
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("fp32", "tf32"), ("fp32", "ieee"), ("bf16", "tf32")])
+def test_triton_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch, tmp_path, dtype, precision):
+    """Down to PTX, and with matrix units wherever the precision allows them."""
+    triton = pytest.importorskip("triton")
+    from psp.kernels import gpu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"precision": precision, "has_bias": True, "relu": True, "block_p": 64, "block_k": 64, "block_j": 32}
+    names = gpu._column_conv.arg_names
+    kinds = dict.fromkeys(names, "i32") | dict.fromkeys(["out", "x", "weight", "bias"], f"*{dtype}")
+    kinds |= dict.fromkeys(["channels", "taps"], "*i64") | dict.fromkeys(constants, "constexpr")
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = triton.compiler.ASTSource(gpu._column_conv, kinds, values)
+    compiled = triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", 90, 32))
+    assert ("mma" in compiled.asm["ptx"]) == (precision == "tf32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("k", [5, 16, 70])
+def test_on_a_gpu(monkeypatch, k):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x, columns, options, expected = case(3, 17, k, (9, 8), (3, 3), (2, 1), (1, 1), (1, 2), 0.4, 0)
+    for form in FORMS.values():
+        out = column_conv2d(form(x).cuda(), *(t.cuda() for t in columns), **options, relu=True)
+        assert_same(out.cpu(), expected.relu(), len(columns[1]))
 
 
 def test_onnx_sees_a_convolution_with_zeros(tmp_path):
