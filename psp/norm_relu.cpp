@@ -92,11 +92,8 @@ template <typename T>
 void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const float* gamma, const float* beta,
              float* running_mean, float* running_var, float momentum, float epsilon, float* mean, float* scale) {
     const int64_t size = n * c, period = std::lcm(c, kBlock);
-    // Sums of x − shift, with the first row as shift: however far the mean is from 0, Σ(x − shift)² − n·(mean − shift)²
-    // loses few digits, because one value of a channel is a few standard deviations from their mean at most.
-    std::vector<float> first_row(c);
-    for (int64_t k = 0; k < c; ++k) first_row[k] = load(x[k]);
-    const std::vector<float> shift = repeated(first_row.data(), c, period);
+    // Sums of x − shift: with a shift near the mean, Σ(x − shift)² − n·(mean − shift)² loses no digits.
+    const std::vector<float> shift = repeated(running_mean, c, period);
     std::vector<double> sum(c), square(c);
     channel_sums(size, c, period, sum.data(), square.data(), [&](int64_t at, int64_t channel, float* one, float* two) {
         const T* in = x + at;
