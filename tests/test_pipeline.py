@@ -93,7 +93,9 @@ def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(reposi
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        ("psp/figures.py", {"figure_3"}),
+        ("psp/figures/figure_3.py", {"figure_3"}),
+        ("psp/figures/figure_1.py", {"figure_1"}),
+        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
         ("README.md", set()),

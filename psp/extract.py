@@ -1,0 +1,133 @@
+"""From a masked network to a physically smaller one that computes the same.
+
+Zeros save nothing until they are taken out. What is left of the network is found in four steps, each exact, whose
+details are in `psp/extraction/`:
+
+1. graph: the network, folded, as a graph of operations; batch normalization goes into the convolutions.
+2. channels: forward, which channels are live and which are constants; backward, which of them anybody reads.
+3. rewrite: the graph once more, with those channels alone that are live and read. A residual branch of constants,
+   for example, is no more than a constant added to the sum, and all its layers are gone.
+4. layers: every convolution that is left becomes the smallest that has its nonzero weights.
+
+All of it runs in float64, and the result is compared with the network before it is handed out.
+"""
+
+import copy
+
+import torch
+
+from psp.errors import ExtractError
+from psp.extraction.channels import ask, follow
+from psp.extraction.graph import Shapes, find_flattens, fold_batchnorm_, make_pure, trace
+from psp.extraction.kinds import classify
+from psp.extraction.polish import polish
+from psp.extraction.rewrite import Builder
+from psp.parameterize import fold, parametrizations
+
+# In float64, relative to the largest output: rounding alone, after a hundred layers.
+TOLERANCE = 1e-9
+
+
+@torch.no_grad()
+def extract(model, example_input):
+    """A new, physically smaller network with the outputs of `model`, in which the pruned structures are gone.
+
+    Zero weights decide, not the structure that they were pruned by. `model` stays as it is.
+
+    Args:
+        model: a parameterized network in evaluation mode, of any architecture that torch.fx can trace. Operations that
+            are not known here keep all their inputs and outputs.
+        example_input: a tensor N×channels×height×width, or a tuple of the arguments of `forward`. The new network is
+            for images of any size and batches of any length that `model` takes.
+
+    Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`.
+
+    Raises:
+        ExtractError: the model is not parameterized or in training mode, the example does not fit it (the layer is
+            named), or the network has something in it that cannot be made smaller with exactly the same outputs.
+    """
+    check(model)
+    inputs = as_inputs(example_input)
+    masked = folded_copy(model).to("cpu", torch.float64)
+    network = trace(masked)
+    make_pure(network)
+    fold_batchnorm_(network)
+    Shapes(network).run(*inputs)
+    find_flattens(network)
+    ops = classify(network)
+    known = follow(network.graph, ops)
+    wanted = ask(network.graph, ops, known)
+    smaller = polish(Builder(network, known, wanted).build(ops))
+    compare(smaller(*inputs), masked(*inputs))
+    like = next(model.parameters())
+    return smaller.to(like.device, like.dtype).eval()
+
+
+@torch.no_grad()
+def fold_batchnorm(model):
+    """The network with every batch normalization folded into the convolution or linear layer right before it.
+
+    What a dense network is to be compared with: evaluation-mode batch normalization costs nothing there either.
+    `model`, in evaluation mode, parameterized or not, stays as it is. Returns a torch.fx.GraphModule.
+    """
+    check_evaluation(model)
+    network = trace(folded_copy(model))
+    fold_batchnorm_(network)
+    return network
+
+
+def folded_copy(model):
+    """A copy with plain weights; `model` keeps its parametrizations."""
+    model = copy.deepcopy(model)
+    for layer, _ in parametrizations(model).values():
+        # Torch gives a parametrized layer a class, which a copy shares, and takes the weight off that class in the end.
+        shared = type(layer)
+        own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
+        layer.__class__ = type(shared.__name__, shared.__bases__, own)
+    return fold(model)
+
+
+def check(model):
+    """Raise ExtractError unless `model` is parameterized and in evaluation mode."""
+    if not parametrizations(model):
+        raise ExtractError(
+            f"{type(model).__name__} has no parameterized layer, so nothing in it is pruned; call "
+            "psp.parameterize(model) and train it first, and do not call psp.fold before psp.extract"
+        )
+    check_evaluation(model)
+
+
+def check_evaluation(model):
+    """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
+    for name, module in model.named_modules():
+        if module.training and "parametrizations" not in name.split("."):  # their mode changes nothing
+            where = f"module {name!r} of {type(model).__name__}" if name else type(model).__name__
+            raise ExtractError(f"{where} is in training mode; call model.eval() first")
+
+
+def as_inputs(example_input):
+    """The arguments of `forward` as a tuple, in float64. Raises ExtractError if there is anything but tensors."""
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise ExtractError(
+            f"example_input must be a tensor N×channels×height×width or a tuple of tensors, got {example_input!r:.60}"
+        )
+    return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)
+
+
+def compare(outputs, expected):
+    """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
+    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE * _largest(theirs)):
+            raise ExtractError(
+                "the smaller network does not give the outputs of the masked one: its forward is no function of the "
+                "input alone (random numbers, a state, a write into a view of a tensor)"
+            )
+
+
+def _tensors(nest):
+    return [t for t in torch.utils._pytree.tree_leaves(nest) if isinstance(t, torch.Tensor)]
+
+
+def _largest(tensor):
+    return float(tensor.abs().max()) if tensor.any() else 1.0

@@ -1,0 +1,197 @@
+"""A network as a torch.fx graph of pure operations, the form that `psp.extract` reasons about.
+
+Tracing writes down what `forward` does as a list of nodes: inputs, calls of submodules, functions and tensor methods,
+the output. Three things are then made plain: operations that write into their argument become ones that return a new
+tensor, batch normalization goes into the convolution before it, and every reshape of N×C×H×W to N×(C·H·W) is `flatten`.
+"""
+
+import inspect
+import operator
+from collections import Counter
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+from psp.errors import ExtractError
+
+BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
+PURE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+    torch.relu_: torch.relu,
+    F.relu_: F.relu,
+}
+
+
+class Tracer(fx.Tracer):
+    """Traces into every module but torch's own and those in `opaque`; remembers the innermost one that failed."""
+
+    def __init__(self, opaque):
+        super().__init__()
+        self.opaque = opaque
+        self.failed = None
+
+    def is_leaf_module(self, module, name):
+        return name in self.opaque or super().is_leaf_module(module, name)
+
+    def call_module(self, module, forward, args, kwargs):
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(module)
+            raise
+
+
+def trace(model):
+    """`model` as an fx.GraphModule that shares its submodules.
+
+    A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation.
+    Raises ExtractError if the code of `model` itself cannot be followed.
+    """
+    opaque = set()
+    while True:
+        tracer = Tracer(opaque)
+        try:
+            return fx.GraphModule(model, tracer.trace(model))
+        except Exception as error:
+            if tracer.failed is None or tracer.failed in opaque:
+                raise ExtractError(
+                    f"torch.fx cannot follow the forward of {type(model).__name__}: {error}. "
+                    "Move the code that depends on the data into a submodule of its own"
+                ) from error
+            opaque.add(tracer.failed)
+
+
+def make_pure(network):
+    """Replace in place operations by ones that return a new tensor, and drop what does nothing in evaluation.
+
+    Raises ExtractError for a write into a tensor that has no such counterpart.
+    """
+    order = {node: i for i, node in enumerate(network.graph.nodes)}
+    writers = {name: module for name, module in network.named_modules() if getattr(module, "inplace", False) is True}
+    for node in list(network.graph.nodes):
+        if _writes(node, writers):
+            _use_pure(node)
+            written = node.all_input_nodes[0]
+            written.replace_all_uses_with(node, lambda user, node=node: order[user] > order[node])
+        if _is_identity(node, network):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+    for module in writers.values():
+        module.inplace = False
+
+
+def _writes(node, writers):
+    if node.op == "call_module":
+        return node.target in writers
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    if node.op == "call_function":
+        return node.target in PURE or node.target is operator.setitem or "out" in node.kwargs or _inplace(node)
+    return False
+
+
+def _inplace(node):
+    """Whether a function was called with inplace=True, by name or position."""
+    try:
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace") is True
+    except (TypeError, ValueError):  # a builtin without a signature has no such argument
+        return False
+
+
+def _use_pure(node):
+    if node.op == "call_method" and callable(getattr(torch.Tensor, node.target[:-1], None)):
+        node.target = node.target[:-1]
+    elif node.op == "call_function" and node.target in PURE:
+        node.target = PURE[node.target]
+    elif node.op == "call_function" and _inplace(node):
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments
+        first, *rest = ((k, v) for k, v in arguments.items() if k != "inplace")
+        node.args, node.kwargs = (first[1],), dict(rest)
+    elif node.op != "call_module":
+        raise ExtractError(
+            f"{describe(node)} writes into a tensor that others may read, which cannot be followed exactly; "
+            "write it as an operation that returns a new tensor"
+        )
+
+
+def _is_identity(node, network):
+    if node.op == "call_module":
+        return type(network.get_submodule(node.target)) in (nn.Identity, *DROPOUT)
+    if node.op == "call_function" and node.target in (F.dropout, F.dropout2d):
+        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+        arguments.apply_defaults()
+        return arguments.arguments["training"] is False
+    return False
+
+
+def calls(network):
+    """How often each submodule is called, by name."""
+    return Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+
+
+def fold_batchnorm_(network):
+    """Fold every evaluation-mode batch normalization into the convolution or linear layer right before it, in place."""
+    modules, count = dict(network.named_modules()), calls(network)
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or type(modules[node.target]) not in BATCHNORM:
+            continue
+        before = node.args[0]
+        if before.op != "call_module" or len(before.users) > 1 or count[before.target] + count[node.target] > 2:
+            continue
+        layer, norm = modules[before.target], modules[node.target]
+        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
+            continue
+        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+        network.set_submodule(before.target, fuse(layer, norm))
+        node.replace_all_uses_with(before)
+        network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+class Shapes(fx.Interpreter):
+    """Runs the network on an example and writes every tensor's shape into its node; None for what is no tensor."""
+
+    def run_node(self, node):
+        try:
+            result = super().run_node(node)
+        except Exception as error:
+            shapes = ", ".join(str(tuple(n.meta["shape"])) for n in node.all_input_nodes if n.meta.get("shape"))
+            raise ExtractError(
+                f"{describe(node)} fails on the example, on input of shape {shapes or 'unknown'} in float64: {error}. "
+                "Give an example_input like the network's images in training, N×channels×height×width"
+            ) from error
+        node.meta["shape"] = result.shape if isinstance(result, torch.Tensor) else None
+        return result
+
+
+def describe(node):
+    """A node as a user knows it: by layer name where it has one."""
+    if node.op == "call_module":
+        return f"layer {node.target!r}"
+    inside = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
+    return f"operation {getattr(node.target, '__name__', node.target)!r}" + (f" in {inside[-1]!r}" if inside else "")
+
+
+def find_flattens(network):
+    """Write every reshape from N×C×… to N×(C·…), however spelled, as torch.flatten(x, 1); shapes are known."""
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            flattens = type(network.get_submodule(node.target)) is nn.Flatten
+        else:
+            flattens = node.op in ("call_function", "call_method") and node.target in FLATTENS
+        if not flattens or not node.args or node.meta["shape"] is None:
+            continue
+        before, after = node.args[0].meta["shape"], node.meta["shape"]
+        if before is not None and len(before) > 2 and after == (before[0], before[1:].numel()):
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (node.args[0], 1), {}
+    network.graph.eliminate_dead_code()
+    network.recompile()

@@ -1,0 +1,172 @@
+"""Which rule of ops and layers holds for a node; what is not recognized is an `Op`: kept as it is, all of it live."""
+
+import operator
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from psp.errors import ExtractError
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, describe
+from psp.extraction.layers import Weighted
+from psp.extraction.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
+
+ACTIVATIONS = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
+    nn.Hardswish, nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Softsign, nn.LogSigmoid,
+)  # fmt: skip
+KEEPING = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+)  # fmt: skip
+AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+ACTIVATION_NAMES = {
+    "relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "sigmoid", "tanh", "hardswish",
+    "hardsigmoid", "hardtanh", "softplus", "softsign", "logsigmoid", "abs", "neg", "exp", "clamp", "square", "sqrt",
+    "add", "sub", "mul", "truediv", "div",
+}  # fmt: skip
+KEEPING_FUNCTIONS = {
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+}  # fmt: skip
+# Arguments of functions and methods that have no signature to ask.
+ARGUMENTS = {
+    "avg_pool": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "mean": ("input", "dim", "keepdim"),
+    "pad": ("input", "pad", "mode", "value"),
+}
+SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
+SUMS |= {operator.sub: torch.sub, torch.sub: torch.sub, "sub": torch.sub}
+PRODUCTS = {operator.mul, torch.mul, "mul"}
+ACTIVATION_FUNCTIONS = {
+    getattr(space, name) for space in (torch, F, operator) for name in ACTIVATION_NAMES if hasattr(space, name)
+}
+
+
+def classify(network):
+    """{node: its `Op`} for every node of a network whose shapes are known.
+
+    Raises ExtractError for a convolution that reads images without a batch axis.
+    """
+    modules, count = dict(network.named_modules()), calls(network)
+    ops = {}
+    for node in network.graph.nodes:
+        if node.op == "placeholder":
+            ops[node] = Input(node)
+        elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
+            ops[node] = _module_op(node, modules[node.target], count[node.target])
+        elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
+            ops[node] = _function_op(node)
+        else:
+            ops[node] = Op(node)
+    return ops
+
+
+def _has_channels(node):
+    return node.meta["shape"] is not None and len(node.meta["shape"]) >= 2
+
+
+def _reads_channels(node):
+    return len(node.all_input_nodes) > 0 and all(_has_channels(n) for n in node.all_input_nodes)
+
+
+def _module_op(node, module, times):
+    axes = len(node.all_input_nodes[0].meta["shape"])
+    kind = type(module)  # a subclass may do something else
+    if kind in CONVOLUTION and axes != module.weight.ndim:
+        raise ExtractError(
+            f"{describe(node)} reads a tensor of {axes} axes; example_input needs a batch axis: N×channels×height×width"
+        )
+    if kind in (*CONVOLUTION, nn.Linear):
+        # A layer that is called several times has one weight for several sets of channels: it stays whole.
+        return Weighted(node, module) if times == 1 and axes == module.weight.ndim else Op(node)
+    if kind in BATCHNORM:
+        return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
+    if kind in ACTIVATIONS:
+        return Pointwise(node, module)
+    if kind in KEEPING and axes == _axes(kind.__name__):
+        return Unary(node)
+    if kind in AVERAGE_POOLS and axes == _axes(kind.__name__):
+        override = getattr(module, "divisor_override", None)
+        return _average_pool(node, module.padding, module.count_include_pad, override)
+    if kind in ZERO_PADS:
+        return _pad(node, module.padding, "constant", getattr(module, "value", 0))
+    return Op(node)
+
+
+def _function_op(node):
+    target, reads = node.target, [n for n in node.args if isinstance(n, fx.Node)]
+    if target is torch.cat:
+        return _cat(node)
+    if len(reads) == len(node.args) == 2 and not node.kwargs:
+        return _two(node, target, *(n.meta["shape"] for n in reads))
+    if len(reads) != 1 or len(node.all_input_nodes) != 1:
+        return Op(node)
+    axes = len(reads[0].meta["shape"])
+    if target in ACTIVATION_FUNCTIONS or (node.op == "call_method" and target in ACTIVATION_NAMES):
+        return Pointwise(node)
+    if target in KEEPING_FUNCTIONS and axes == _axes(target.__name__):
+        return Unary(node)
+    if target in (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d) and axes == _axes(target.__name__):
+        named = _arguments(node, "avg_pool")
+        include, override = named.get("count_include_pad", True), named.get("divisor_override")
+        return _average_pool(node, named.get("padding", 0), include, override)
+    if target in (torch.mean, "mean"):
+        return _mean(node, axes, **_arguments(node, "mean"))
+    if target is F.pad:
+        named = _arguments(node, "pad")
+        return _pad(node, named["pad"], named.get("mode", "constant"), named.get("value") or 0)
+    if target is operator.getitem:
+        return Unary(node) if _slices_space(node.args[1]) else Op(node)
+    if target is torch.flatten and node.args[1:] == (1,):
+        return Flatten(node)
+    return Unary(node) if target == "contiguous" else Op(node)
+
+
+def _axes(name):
+    """Axes of a batch for a pooling by its name, which ends in 1d, 2d or 3d."""
+    return int(name[-2]) + 2
+
+
+def _arguments(node, kind):
+    return dict(zip(ARGUMENTS[kind], node.args, strict=False)) | node.kwargs
+
+
+def _average_pool(node, padding, count_include_pad, divisor_override):
+    padded = any(padding) if isinstance(padding, (tuple, list)) else padding
+    return ZeroOnly(node) if divisor_override or (padded and count_include_pad) else Unary(node)
+
+
+def _mean(node, axes, input, dim=None, **kwargs):
+    dims = [dim] if isinstance(dim, int) else dim or []
+    in_space = dims and all(d % axes >= 2 for d in dims) and not set(kwargs) - {"keepdim"}
+    return Unary(node) if in_space else Op(node)
+
+
+def _pad(node, pads, mode, value):
+    axes = len(node.meta["shape"])
+    if mode == "constant" and len(pads) <= 2 * (axes - 1):
+        return Pad(node, list(pads), value)
+    return Unary(node) if len(pads) <= 2 * (axes - 2) else Op(node)
+
+
+def _cat(node):
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    listed = isinstance(node.args[0], (tuple, list))
+    return Concatenate(node) if listed and dim in (1, 1 - len(node.meta["shape"])) else Op(node)
+
+
+def _two(node, target, first, second):
+    if target in SUMS and first == second:
+        return Sum(node, SUMS[target])
+    if target in PRODUCTS and len(first) == len(second) and first[:2] == second[:2]:
+        return Product(node)
+    return Op(node)
+
+
+def _slices_space(index):
+    """Whether an index leaves batch and channels alone: x[:, :, …] with slices in space only."""
+    if not isinstance(index, tuple) or len(index) < 2 or not all(isinstance(i, slice) for i in index):
+        return False
+    return index[0] == index[1] == slice(None)

@@ -1,0 +1,164 @@
+"""Convolutions and linear layers: which outputs are constant, which inputs are read, and the smallest layer left.
+
+A linear layer is a convolution of one tap on maps of one pixel. A constant channel adds the same to every output
+pixel, and so goes into the bias, except where a tap reads the zero padding instead of it. A convolution that has such
+taps keeps one constant channel, the representative: its weights stand for all constant channels of the input,
+w_representative = Σ_c value_c · w_c / value_representative, which is exact at the border too.
+"""
+
+from itertools import product
+
+import torch
+from torch import nn
+
+from psp.columns import ColumnSparseConv2d
+from psp.extraction.channels import Channels
+from psp.extraction.graph import CONVOLUTION
+from psp.extraction.ops import Op
+
+# From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel.
+COLUMN_SPARSE = 0.5
+ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+
+
+class Weighted(Op):
+    """A convolution or linear layer; its weight is read as G groups × K/G outputs × C/G inputs × taps."""
+
+    def __init__(self, node, module):
+        super().__init__(node, module)
+        self.groups = getattr(module, "groups", 1)
+        k, c, *kernel = module.weight.shape
+        self.weight = module.weight.detach().view(self.groups, k // self.groups, c, -1)
+        self.nonzero = self.weight != 0
+        self.bias = torch.zeros(k, dtype=torch.float64) if module.bias is None else module.bias.detach()
+        self.inside = inside(module) if kernel else torch.ones(1, dtype=torch.bool)
+
+    def forward(self, known):
+        live, value = known[self.node.args[0]]
+        reads_live = (self.nonzero.any(-1) & live.view(self.groups, 1, -1)).any(-1).flatten()
+        by_tap = torch.einsum("gkct,gc->gkt", self.weight, value.view(self.groups, -1)).flatten(0, 1)
+        reads_border = (by_tap[:, ~self.inside] != 0).any(-1)
+        return Channels.of(reads_live | reads_border, self.bias + by_tap.sum(-1))
+
+    def rows(self, wanted):
+        """Mask of the outputs to be computed: the wanted ones, of grouped convolutions whole groups."""
+        return wanted.view(self.groups, -1).any(1).repeat_interleave(len(wanted) // self.groups)
+
+    def inputs(self, channels, wanted):
+        """Mask of the input channels that are read for the outputs `wanted`."""
+        if self.groups > 1:
+            return wanted.view(self.groups, -1).any(1).repeat_interleave(self.weight.shape[2])
+        reads = self.nonzero[0, wanted].any(-1).any(0) & channels.live
+        by_tap = torch.einsum("kct,c->kt", self.weight[0, wanted], channels.value)
+        if by_tap[:, ~self.inside].any():
+            reads = reads | channels.representative()
+        return channels.at_least_one(reads)
+
+    def backward(self, known, wanted):
+        read = self.node.args[0]
+        yield read, self.inputs(known[read], wanted)
+
+    def emit(self, builder, wanted):
+        read = self.node.args[0]
+        channels = builder.known[read]
+        inputs = self.inputs(channels, wanted)
+        if self.groups > 1:
+            rows = self.rows(wanted)
+            weight = self.weight.flatten(0, 1)[rows]
+            layer = smallest(self.module, weight, self.bias[rows], self.groups * int(rows.sum()) // len(rows))
+            return builder.insert(self.node.target, layer, builder.take(read, inputs)), rows
+        sparse = column_sparse(self.module, self.weight[0][wanted][:, inputs])
+        x, carried = builder.about(read, inputs, narrow=not sparse)  # a column-sparse one gathers by itself
+        weight, bias = self.without(channels, carried, wanted)
+        return builder.insert(self.node.target, smallest(self.module, weight, bias, 1), x), wanted
+
+    def without(self, channels, carried, rows):
+        """(weight K'×C'×taps, bias K') for the input channels `carried` alone, the effect of all others in them."""
+        weight, bias = self.weight[0][rows], self.bias[rows]
+        gone = torch.einsum("kct,c->kt", weight[:, ~carried], channels.value[~carried])
+        if not gone[:, ~self.inside].any():
+            return weight[:, carried], bias + gone.sum(-1)
+        one = channels.representative()
+        weight = weight.clone()
+        weight[:, one] += (gone / channels.value[one]).unsqueeze(1)
+        return weight[:, carried], bias
+
+
+def inside(module):
+    """Mask of the taps, flattened, that never read padding, whatever the size of the image."""
+    axes = []
+    for length, dilation, (before, after) in zip(module.kernel_size, module.dilation, pads(module), strict=True):
+        tap = torch.arange(length) * dilation
+        axes.append((tap >= before) & (tap.flip(0) >= after))
+    if module.padding_mode != "zeros":  # a constant goes on in its padding
+        axes = [torch.ones_like(axis) for axis in axes]
+    return torch.tensor([all(taps) for taps in product(*(axis.tolist() for axis in axes))])
+
+
+def pads(module):
+    """Padding (before, after) of every axis of a convolution, in pixels."""
+    flat = module._reversed_padding_repeated_twice  # (before, after) of the last axis, then of the one before it, …
+    return [tuple(flat[2 * axis : 2 * axis + 2]) for axis in reversed(range(len(flat) // 2))]
+
+
+def column_sparse(module, weight):
+    """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
+    padding = pads(module) if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" else []
+    if not padding or any(before != after for before, after in padding):
+        return False
+    weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
+    columns = weight.ne(0).any(0)
+    return columns.shape[1:].numel() > 1 and columns.double().mean() <= 1 - COLUMN_SPARSE
+
+
+def smallest(module, weight, bias, groups):
+    """The smallest layer that computes what `module` does with `weight` (K'×C'×taps) and `bias` (K')."""
+    bias = bias.clone() if bias.any() else None
+    if isinstance(module, nn.Linear):
+        return with_weight(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight.squeeze(-1), bias)
+    weight = weight.unflatten(-1, module.kernel_size)
+    if groups == 1 and column_sparse(module, weight.flatten(2)):
+        before = tuple(p for p, _ in pads(module))
+        return ColumnSparseConv2d(weight, bias, module.stride, before, module.dilation)
+    padding = pads(module)
+    if module.padding_mode == "zeros":
+        weight, padding = cropped(weight, padding, module.dilation)
+    symmetric = all(before == after >= 0 for before, after in padding)
+    layer = type(module)(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        weight.shape[2:],
+        module.stride,
+        module.padding if module.padding_mode != "zeros" else [before for before, _ in padding] if symmetric else 0,
+        module.dilation,
+        groups,
+        bias is not None,
+        module.padding_mode,
+    )
+    layer = with_weight(layer, weight, bias)
+    if symmetric or module.padding_mode != "zeros":
+        return layer
+    flat = tuple(p for pair in reversed(padding) for p in pair)
+    return nn.Sequential(ZERO_PAD[CONVOLUTION.index(type(module))](flat), layer)
+
+
+def with_weight(layer, weight, bias):
+    """`layer` with these weights, of their type."""
+    layer.weight = nn.Parameter(weight.contiguous())
+    layer.bias = None if bias is None else nn.Parameter(bias)
+    return layer
+
+
+def cropped(weight, padding, dilation):
+    """(weight, padding) of the same convolution with the kernel cut to the bounding box of its nonzero taps."""
+    alive = weight.ne(0).any(0).any(0)
+    smaller = []
+    for axis, ((before, after), step) in enumerate(zip(padding, dilation, strict=True)):
+        length = alive.shape[axis]
+        taps = alive.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist()
+        if not taps:  # nothing but zeros: the tap that needs the least padding
+            taps = [min(length - 1, before // step)]
+        first, last = taps[0], taps[-1]
+        weight = weight.narrow(axis + 2, first, last - first + 1)
+        smaller.append((before - step * first, after - step * (length - 1 - last)))
+    return weight, smaller

@@ -1,0 +1,222 @@
+"""The operations of a network, each as three rules: what it makes of known channels, what it wants, how it shrinks.
+
+`forward(known)` gives the output's `Channels` from those of its inputs; `backward(known, wanted)` the channels that it
+reads for the output channels `wanted`; `emit(builder, wanted)` writes the operation into the smaller graph.
+`Op` itself is the rule for anything that is not known better: it reads all, and all that it puts out is live.
+"""
+
+import torch
+from torch import fx
+from torch.nn import functional as F
+
+from psp.extraction.channels import Channels
+
+
+class Op:
+    """An operation about which nothing is assumed."""
+
+    def __init__(self, node, module=None):
+        self.node = node
+        self.module = module
+
+    @property
+    def shape(self):
+        return self.node.meta["shape"]
+
+    def forward(self, known):
+        tensor = self.shape is not None and len(self.shape) >= 2
+        return Channels.all_live(self.shape[1]) if tensor else None
+
+    def backward(self, known, wanted):
+        """Pairs (node that is read, mask of its channels)."""
+        for read in self.node.all_input_nodes:
+            channels = known[read]
+            yield read, torch.ones(1, dtype=torch.bool) if channels is None else channels.at_least_one(channels.live)
+
+    def emit(self, builder, wanted):
+        """Write into the new graph; returns (new node, mask of the channels that it carries ⊇ `wanted`)."""
+        arguments = {read: builder.whole(read) for read in self.node.all_input_nodes}
+        return builder.copy(self.node, arguments), torch.ones_like(wanted)
+
+
+class Unary(Op):
+    """Maps each channel to the channel of the same index; a constant stays one, of the same value."""
+
+    @property
+    def read(self):
+        return self.node.all_input_nodes[0]
+
+    def forward(self, known):
+        return known[self.read]
+
+    def backward(self, known, wanted):
+        yield self.read, wanted
+
+    def emit(self, builder, wanted):
+        x, carried = builder.about(self.read, wanted)
+        return builder.copy(self.node, {self.read: x}), carried
+
+
+class Pointwise(Unary):
+    """The same function of every value: it maps a constant to what it makes of it."""
+
+    def forward(self, known):
+        live, value = known[self.read]
+        value = self.of_constants(value, len(self.shape))
+        return Channels.of(live | ~value.isfinite(), value)
+
+    def of_constants(self, value, axes):
+        """The function of a tensor of constants, in float64."""
+        x = value.view(1, -1, *[1] * (axes - 2))
+        args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), lambda _: x)
+        if self.node.op == "call_module":
+            return self.module(*args, **kwargs).flatten()
+        if self.node.op == "call_method":
+            return getattr(args[0], self.node.target)(*args[1:], **kwargs).flatten()
+        return self.node.target(*args, **kwargs).flatten()
+
+
+class Norm(Pointwise):
+    """Batch normalization in evaluation that follows no convolution: one affine function per channel."""
+
+    def emit(self, builder, wanted):
+        x, carried = builder.about(self.read, wanted)
+        smaller = type(self.module)(int(carried.sum()), eps=self.module.eps, affine=self.module.affine)
+        smaller.to(torch.float64).load_state_dict(
+            {name: t if t.ndim == 0 else t[carried] for name, t in self.module.state_dict().items()}
+        )
+        return builder.insert(self.node.target, smaller.eval(), x), carried
+
+
+class ZeroOnly(Unary):
+    """A window that may reach over the border, as an average that counts padding does: only 0 is sure to stay."""
+
+    def forward(self, known):
+        live, value = known[self.read]
+        return Channels.of(live | (value != 0), value)
+
+
+class Flatten(Unary):
+    """N×C×H×W to N×(C·H·W)."""
+
+    def size(self):
+        return self.read.meta["shape"][2:].numel()
+
+    def forward(self, known):
+        live, value = known[self.read]
+        return Channels(live.repeat_interleave(self.size()), value.repeat_interleave(self.size()))
+
+    def backward(self, known, wanted):
+        yield self.read, wanted.view(-1, self.size()).any(1)
+
+    def emit(self, builder, wanted):
+        x, carried = builder.about(self.read, wanted.view(-1, self.size()).any(1))
+        return builder.copy(self.node, {self.read: x}), carried.repeat_interleave(self.size())
+
+
+class Pad(Op):
+    """Constant padding in space and on the channel axis, where the new channels are constants."""
+
+    def __init__(self, node, pads, fill):
+        super().__init__(node)
+        axes = len(node.meta["shape"])
+        self.space, channels = pads[: 2 * (axes - 2)], [*pads[2 * (axes - 2) :], 0, 0][:2]
+        self.front, self.back = channels
+        self.fill = fill
+
+    def forward(self, known):
+        live, value = known[self.node.args[0]]
+        if any(self.space):
+            live = live | (value != self.fill)
+        live, value = F.pad(live, (self.front, self.back)), F.pad(value, (self.front, self.back), value=self.fill)
+        return Channels.of(live, value)
+
+    def backward(self, known, wanted):
+        yield self.node.args[0], known[self.node.args[0]].at_least_one(F.pad(wanted, (-self.front, -self.back)))
+
+    def emit(self, builder, wanted):
+        read = self.node.args[0]
+        x, carried = builder.new[read], builder.carried[read]
+        if self.front < 0 or self.back < 0:  # channels are cut off
+            carried = carried & F.pad(torch.ones_like(wanted), (-self.front, -self.back))
+            x = builder.take(read, carried)
+        if any(self.space):
+            x = builder.call(F.pad, x, tuple(self.space), "constant", self.fill)
+        return x, F.pad(carried, (self.front, self.back))
+
+
+class Concatenate(Op):
+    """torch.cat on the channel axis."""
+
+    def parts(self, mask):
+        """(node, its part of `mask`) of every tensor."""
+        nodes = self.node.args[0]
+        return list(zip(nodes, mask.split([n.meta["shape"][1] for n in nodes]), strict=True))
+
+    def forward(self, known):
+        known = [known[n] for n in self.node.args[0]]
+        return Channels(torch.cat([k.live for k in known]), torch.cat([k.value for k in known]))
+
+    def backward(self, known, wanted):
+        return self.parts(wanted)
+
+    def emit(self, builder, wanted):
+        """A part comes with all that it carries: one selection behind it is cheaper than one in each part."""
+        parts, masks = [], []
+        for read, mask in self.parts(wanted):
+            if mask.any():
+                parts.append(builder.new[read])
+                masks.append(builder.carried[read])
+            else:
+                masks.append(mask)
+        return builder.call(torch.cat, tuple(parts), 1) if len(parts) > 1 else parts[0], torch.cat(masks)
+
+
+class Sum(Op):
+    """a + b or a − b of tensors of one shape: a residual sum. Live is what is live in either."""
+
+    def __init__(self, node, function):
+        super().__init__(node)
+        self.function = function
+
+    def forward(self, known):
+        a, b = (known[n] for n in self.node.args)
+        return Channels.of(a.live | b.live, self.function(a.value, b.value))
+
+    def backward(self, known, wanted):
+        a, b = (known[n] for n in self.node.args)
+        from_b = wanted & b.live
+        from_a = wanted & (a.live | ~b.live)  # what is wanted although constant comes from the first
+        return (self.node.args[0], from_a), (self.node.args[1], from_b)
+
+    def emit(self, builder, wanted):
+        reads = self.node.args
+        asked = dict(enumerate(mask.any() for _, mask in self.backward(builder.known, wanted)))
+        if all(asked.values()) and builder.carried[reads[0]].equal(builder.carried[reads[1]]):
+            return builder.call(self.function, *(builder.new[n] for n in reads)), builder.carried[reads[0]]
+        if not asked[1] and not builder.known[reads[1]].value[wanted].any():
+            return builder.take(reads[0], wanted), wanted
+        terms = [builder.take(n, wanted) if asked[i] else builder.constant(n, wanted) for i, n in enumerate(reads)]
+        return builder.call(self.function, *terms), wanted
+
+
+class Product(Op):
+    """a · b of N×C×… tensors, as of feature maps and a squeeze-and-excitation gate N×C×1×1. A constant 0 wins."""
+
+    def forward(self, known):
+        a, b = (known[n] for n in self.node.args)
+        zero = (~a.live & (a.value == 0)) | (~b.live & (b.value == 0))
+        return Channels.of((a.live | b.live) & ~zero, torch.where(zero, 0.0, a.value * b.value))
+
+    def backward(self, known, wanted):
+        return [(n, wanted) for n in self.node.args]
+
+    def emit(self, builder, wanted):
+        return builder.call(torch.mul, *(builder.take(n, wanted) for n in self.node.args)), wanted
+
+
+class Input(Op):
+    """A placeholder: all its channels are live, and come as they are."""
+
+    def emit(self, builder, wanted):
+        return builder.copy(self.node, {}), torch.ones_like(wanted)

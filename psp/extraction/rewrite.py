@@ -1,0 +1,92 @@
+"""The smaller graph, written node by node from what is known and wanted.
+
+Every tensor of the new graph carries some of the channels of the old one, in their old order. Who needs just those
+takes it as it is; who needs others gets a selection with the missing constants put in.
+"""
+
+import torch
+from torch import fx, nn
+
+# A reader that needs fewer channels than there are selects them if more than this share of them is of no use to it.
+NARROW = 0.2
+
+
+class SelectChannels(nn.Module):
+    """N×C×… to N×C'×…: the channels `index`, in which C and above are `constants`."""
+
+    def __init__(self, index, constants=None):
+        super().__init__()
+        self.register_buffer("index", index)
+        self.register_buffer("constants", constants)
+
+    def forward(self, x):
+        if self.constants is not None:
+            constants = self.constants.expand(x.shape[0], -1, *x.shape[2:])
+            x = torch.cat([x, constants], 1)
+        return x[:, self.index]
+
+    def extra_repr(self):
+        return f"{len(self.index)}, constants={0 if self.constants is None else self.constants.numel()}"
+
+
+class Builder:
+    """Writes the smaller graph; `new` and `carried` give the node and the channel mask that stand for an old node."""
+
+    def __init__(self, network, known, wanted):
+        self.network, self.known, self.wanted = network, known, wanted
+        self.graph = fx.Graph()
+        self.new, self.carried, self.taken = {}, {}, {}
+
+    def build(self, ops):
+        """The network with its graph replaced by the smaller one, and without the modules that it does not call."""
+        for node in self.network.graph.nodes:
+            if node.op in ("output", "placeholder") or self.wanted[node].any():
+                self.new[node], self.carried[node] = ops[node].emit(self, self.wanted[node])
+        return fx.GraphModule(self.network, self.graph)
+
+    def copy(self, node, arguments):
+        """The same operation on other arguments, a dict old node → new node."""
+        return self.graph.node_copy(node, arguments.__getitem__)
+
+    def call(self, function, *args):
+        return self.graph.call_function(function, args)
+
+    def insert(self, name, module, *args):
+        """A call of `module`, which takes the place `name`."""
+        self.network.set_submodule(name, module)
+        return self.graph.call_module(name, args)
+
+    def take(self, node, want):
+        """The channels `want` of `node` and no others."""
+        carried, key = self.carried[node], (node, want.numpy().tobytes())
+        if want.equal(carried):
+            return self.new[node]
+        if key not in self.taken:
+            missing = want & ~carried
+            source = torch.empty(len(want), dtype=torch.long)
+            source[carried] = torch.arange(int(carried.sum()))
+            source[missing] = torch.arange(int(missing.sum())) + int(carried.sum())
+            constants = self.known[node].value[missing]
+            constants = constants.view(1, -1, *[1] * (len(node.meta["shape"]) - 2)) if len(constants) else None
+            name = f"{node.name}_channels_{sum(n is node for n, _ in self.taken)}"
+            self.taken[key] = self.insert(name, SelectChannels(source[want], constants), self.new[node])
+        return self.taken[key]
+
+    def about(self, node, want, narrow=True):
+        """(new node, its channels ⊇ want): no selection if few of the channels are of no use, or if not `narrow`."""
+        carried = self.carried[node]
+        useless = int((carried & ~want).sum())
+        if (want & ~carried).any() or (narrow and useless > NARROW * int(carried.sum())):
+            return self.take(node, want), want
+        return self.new[node], carried
+
+    def whole(self, node):
+        """All channels of `node`, or the node itself if it has none."""
+        return self.new[node] if self.known[node] is None else self.take(node, torch.ones_like(self.wanted[node]))
+
+    def constant(self, node, want):
+        """A buffer 1×C'×1×… with the constants of the channels `want`."""
+        value = self.known[node].value[want].view(1, -1, *[1] * (len(node.meta["shape"]) - 2))
+        name = f"{node.name}_constants"
+        self.network.register_buffer(name, value)
+        return self.graph.get_attr(name)
