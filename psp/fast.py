@@ -46,9 +46,12 @@ KERNELS = {"plain": lambda model: model, "fused": fuse, "compiled": compiled}
 
 
 def ways(device):
-    """All choices there are for a kind of device."""
-    kernels = ("plain", "compiled") if device.type == "cuda" else ("plain", "fused")
-    return [{"precision": p, "kernels": k} for k in kernels for p in ("float32", "bfloat16")]
+    """All choices there are for a kind of device, as dicts of "precision" and "kernels"."""
+    if device.type == "cuda":
+        pairs = [("float32", "plain"), ("bfloat16", "plain"), ("bfloat16", "compiled")]
+    else:
+        pairs = [(precision, kernels) for kernels in ("plain", "fused") for precision in ("float32", "bfloat16")]
+    return [{"precision": precision, "kernels": kernels} for precision, kernels in pairs]
 
 
 def fastest(trials, images):
