@@ -1,5 +1,6 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
+from psp.cost import cost
 from psp.extract import extract
 from psp.models import create_model
 from psp.parameterize import fold, parameterize, sparsity, structure_parameters
@@ -7,6 +8,7 @@ from psp.regularize import param_groups
 from psp.train import train
 
 __all__ = [
+    "cost",
     "create_model",
     "extract",
     "fold",

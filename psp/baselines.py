@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 from psp.errors import ConfigError
-from psp.parameterize import INIT, ThresholdedScale, attach, parametrizations
-from psp.structures import alpha_shape, check_structure
+from psp.parameterize import GRADIENTS, INIT, ThresholdedScale, attach, check_gradient, parametrizations
+from psp.structures import alpha_shape
 
 
 class FixedSparsity(ThresholdedScale):
     """w ↦ w · ν(α) where ν zeroes the `pruned` structures of smallest |α| instead of those below ε."""
 
-    def __init__(self, weight, structure, sparsity, init):
-        super().__init__(weight, structure, threshold=None, init=init)
+    def __init__(self, weight, structure, sparsity, init, gradient):
+        check_share(structure)
+        super().__init__(weight, structure, None, init, gradient)
         self.sparsity = sparsity
 
     def kept(self):
@@ -34,6 +35,7 @@ class NormMask(nn.Module):
 
     def __init__(self, weight, structure):
         super().__init__()
+        check_share(structure)
         self.structure = structure
         shape = alpha_shape(weight.shape, structure)
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
@@ -51,19 +53,20 @@ class NormMask(nn.Module):
         self.mask.copy_(largest(norm, sparsity))
 
 
-def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=()):
+def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gradient=GRADIENTS[0]):
     """PSP at a prescribed sparsity: in every layer the share `sparsity` (0…1) of smallest |α| is pruned.
 
-    In place; returns `model`. Arguments and errors as `psp.parameterize`, and ConfigError for a sparsity outside 0…1.
+    In place; returns `model`. Arguments and errors as `psp.parameterize`, and ConfigError for a sparsity outside
+    0…1 or for structure "layer", of which a layer has only one.
     """
     check_sparsity(sparsity)
-    return attach(model, skip, lambda weight: FixedSparsity(weight, structure, sparsity, init))
+    check_gradient(gradient)
+    return attach(model, structure, skip, lambda weight, own: FixedSparsity(weight, own, sparsity, init, gradient))
 
 
 def attach_norm_masks(model, structure="column", skip=()):
     """Give every layer an all-kept mask per structure, in place; `prune_by_norm` closes them. Returns `model`."""
-    check_structure(structure)
-    return attach(model, skip, lambda weight: NormMask(weight, structure))
+    return attach(model, structure, skip, NormMask)
 
 
 def prune_by_norm(model, sparsity):
@@ -87,3 +90,9 @@ def check_sparsity(sparsity):
     """Raise ConfigError unless 0 ≤ sparsity ≤ 1."""
     if not 0 <= sparsity <= 1:
         raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
+
+
+def check_share(structure):
+    """Raise ConfigError for structure "layer": a layer is one structure, and no share of it can be prescribed."""
+    if structure == "layer":
+        raise ConfigError("structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize")

@@ -59,6 +59,7 @@ class Checkpoint:
         torch.set_rng_state(saved["torch_rng"])
         if torch.cuda.is_available() and saved["cuda_rng"] is not None:
             torch.cuda.set_rng_state(saved["cuda_rng"])
+        state.choice = saved["choice"]
         state.epoch, state.curve, state.seconds = saved["epoch"], saved["curve"], saved["seconds"]
         return True
 
@@ -71,6 +72,7 @@ def snapshot(state):
         "generator": state.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "choice": state.choice,
         "epoch": state.epoch,
         "curve": state.curve,
         "seconds": state.seconds,

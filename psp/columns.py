@@ -5,30 +5,8 @@ input channel and one tap (r, s) of the kernel. With J columns kept, the weight 
 """
 
 from torch import nn
-from torch.nn import functional as F
 
-
-def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1, padding=0, dilation=1, relu=False):
-    """Convolve `x` with the kept columns of a weight, by the definition: rows of im2col. N×C×H×W to N×K×H'×W'.
-
-    Args:
-        x: N×C×H×W.
-        weight: K×J, the J kept columns.
-        channels: J integers, the input channel of every column.
-        taps: J integers, the kernel position r·S + s of every column.
-        bias: K values or None.
-        kernel_size: (R, S) of the dense kernel.
-        stride, padding, dilation: as of nn.Conv2d, integers or pairs.
-        relu: apply ReLU to the result.
-    """
-    stride, padding, dilation = (v if isinstance(v, tuple) else (v, v) for v in (stride, padding, dilation))
-    lowered = F.unfold(x, kernel_size, dilation, padding, stride)  # N×(C·R·S)×(H'·W')
-    out = weight @ lowered[:, channels * (kernel_size[0] * kernel_size[1]) + taps]
-    span = dilation[0] * (kernel_size[0] - 1) + 1
-    out = out.unflatten(2, ((x.shape[2] + 2 * padding[0] - span) // stride[0] + 1, -1))
-    if bias is not None:
-        out = out + bias.view(-1, 1, 1)
-    return F.relu(out) if relu else out
+from psp.kernels import column_conv2d
 
 
 class ColumnSparseConv2d(nn.Module):
@@ -49,7 +27,8 @@ class ColumnSparseConv2d(nn.Module):
         channels, taps = weight.flatten(2).ne(0).any(0).nonzero(as_tuple=True)
         self.register_buffer("channels", channels)
         self.register_buffer("taps", taps)
-        self.weight = nn.Parameter(weight.flatten(2)[:, channels, taps].contiguous())
+        # K×J, in memory J×K: the order in which the kernels read it.
+        self.weight = nn.Parameter(weight.flatten(2)[:, channels, taps].t().contiguous().t())
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x):

@@ -7,11 +7,11 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from psp.baselines import check_sparsity
+from psp.baselines import check_share, check_sparsity
 from psp.data import check_dataset
 from psp.errors import ConfigError
 from psp.models import check_model
-from psp.parameterize import INIT, THRESHOLD, check_threshold
+from psp.parameterize import GRADIENTS, INIT, THRESHOLD, check_gradient, check_threshold
 from psp.structures import check_structure
 
 # The five series of Figure 3, by the names that `results/reference/figure3.csv` gives them.
@@ -24,13 +24,20 @@ THRESHOLDED = ("psp_l1", "psp_weight_decay")
 TRAINING_SOURCES = (
     "baselines.py",
     "checkpoint.py",
+    "choose.py",
     "cifar.py",
     "config.py",
     "data.py",
+    "fast.py",
+    "fused.py",
     "images.py",
+    "masks.py",
     "methods.py",
     "models/__init__.py",
+    "models/densenet.py",
     "models/resnet.py",
+    "native.py",
+    "norm_relu.cpp",
     "parameterize.py",
     "records.py",
     "regularize.py",
@@ -53,6 +60,7 @@ class RunConfig:
         structure_decay: regularization strength λ on α.
         threshold: ε, below which |α| prunes its structure.
         init: initial α.
+        gradient: of α, "exact" or "summed", see `psp.parameterize`.
         prune_at: share of the training steps, below 1, after which "l1_norm" prunes.
         epochs, batch_size, learning_rate, momentum: of SGD; the rate rises linearly for the first tenth of
             all steps and falls to zero along half a cosine.
@@ -70,6 +78,7 @@ class RunConfig:
     structure_decay: float = 0.0
     threshold: float = THRESHOLD
     init: float = INIT
+    gradient: str = GRADIENTS[0]
     prune_at: float = 0.5
     epochs: int = 2
     batch_size: int = 64
@@ -87,6 +96,7 @@ class RunConfig:
         check_dataset(self.dataset)
         check_model(self.model)
         check_structure(self.structure)
+        check_gradient(self.gradient)
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if (self.sparsity is not None) != (self.method in PRESCRIBED):
@@ -94,6 +104,7 @@ class RunConfig:
             raise ConfigError(f"method {self.method!r} {wanted}")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
+            check_share(self.structure)
         self._check_ranges()
 
     def _check_ranges(self):

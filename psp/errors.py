@@ -23,3 +23,7 @@ class NotebookError(RuntimeError):
 
 class ExtractError(ValueError):
     """A network that cannot be made smaller with the same outputs, or an example that does not fit it."""
+
+
+class KernelError(RuntimeError):
+    """Kernels that cannot be built or used on this machine; training goes on without them and its record says why."""

@@ -10,13 +10,14 @@ from psp.regularize import param_groups
 def build_model(config, num_classes):
     """The network of a `RunConfig`, its method's parametrization attached; weights can be loaded into it."""
     model = create_model(config.model, num_classes)
-    common = {"structure": config.structure, "skip": config.skip}
+    where = {"structure": config.structure, "skip": config.skip}
+    alpha = {"init": config.init, "gradient": config.gradient}
     if config.method in THRESHOLDED:
-        return parameterize(model, threshold=config.threshold, init=config.init, **common)
+        return parameterize(model, threshold=config.threshold, **alpha, **where)
     if config.method == "psp_fixed_sparsity":
-        return fix_sparsity(model, sparsity=config.sparsity, init=config.init, **common)
+        return fix_sparsity(model, sparsity=config.sparsity, **alpha, **where)
     if config.method == "l1_norm":
-        return attach_norm_masks(model, **common)
+        return attach_norm_masks(model, **where)
     return model
 
 

@@ -3,35 +3,37 @@
 Forward:   q_i = w_i · ν(α_i),   ν(α) = 0 where |α| < ε, else α
 Backward:  ∂ν/∂α = 1 (straight-through), so that a pruned structure still receives a gradient and can
            come back; ∂E/∂α_i = Σ_j ∂E/∂q_ij · w_ij over the weights j of structure i, the exact chain
-           rule of q = w · α.
+           rule of q = w · α; or, "summed", Σ_j ∂E/∂q_ij without the factor w_ij.
 
-Source: Schindler et al. 2019, section 3. The forward and backward rules are as we remember them; ε and
-the initial α are not available to us, and our defaults are chosen by experiment (see README).
+Source: Schindler et al. 2019, section 3. The forward and backward rules are as we remember them, and which of
+the two gradients the paper prints is not available to us, nor are ε and the initial α: our defaults are chosen
+by experiment (see README).
 """
 
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from psp.choose import choose_structures
 from psp.errors import ConfigError
 from psp.structures import alpha_shape
 
 THRESHOLD = 0.1
 INIT = 1.0
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+GRADIENTS = ("exact", "summed")
 
 
 class ThresholdedScale(nn.Module):
     """The parametrization w ↦ w · ν(α) of one weight, with a straight-through threshold."""
 
-    def __init__(self, weight, structure, threshold, init):
+    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0]):
         super().__init__()
         shape = alpha_shape(weight.shape, structure)
         self.structure = structure
         self.threshold = threshold
+        self.gradient = gradient
         self.alpha = nn.Parameter(weight.new_full(shape, init).detach())
 
     def kept(self):
@@ -40,6 +42,8 @@ class ThresholdedScale(nn.Module):
 
     def forward(self, weight):
         nu = torch.where(self.kept(), self.alpha, 0.0)
+        if self.gradient == "summed":  # the second term is 0, and carries ∂q_ij/∂α_i = 1
+            return weight * nu.detach() + (self.alpha - self.alpha.detach())
         # Its value is ν(α) exactly (α + (0 − α) = 0 and α + 0 = α in floating point), its gradient that of α.
         straight_through = self.alpha + (nu - self.alpha).detach()
         return weight * straight_through
@@ -64,22 +68,26 @@ class Sparsity(NamedTuple):
     layers: dict
 
 
-def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip=()):
-    """Give every convolution and linear layer of `model` structure parameters, in place; returns `model`.
+def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip=(), gradient=GRADIENTS[0]):
+    """Give the convolution and linear layers of `model` structure parameters, in place; returns `model`.
 
     Args:
         model: any nn.Module that holds Conv1d/2d/3d or Linear layers.
-        structure: granularity, a key of `psp.structures.ALPHA_SHAPE`.
+        structure: granularity, a key of `psp.structures.ALPHA_SHAPE`; or, for different layers, a mapping of
+            names or patterns to a granularity or None (left as it is), of which the last one that matches counts:
+            {"*": "channel", "layer1.*": "column", "fc": None}.
         threshold: ε ≥ 0; a structure with |α| < ε is pruned. 0 prunes nothing.
         init: initial α of every structure, |init| ≥ ε; with 1 the first forward pass is that of the plain network.
         skip: layer names, or patterns such as "layer1.*", that stay as they are.
+        gradient: of α: "exact" or "summed", see above.
 
     Raises:
-        ConfigError: ε < 0, |init| < ε, an unknown structure, a pattern in `skip` that matches no layer,
-            a layer already parameterized, or nothing left to parameterize.
+        ConfigError: ε < 0, |init| < ε, an unknown structure or gradient, a pattern that matches no layer, structure
+            "layer" where no bypass exists, a layer already parameterized, or nothing left to parameterize.
     """
     check_threshold(threshold, init)
-    return attach(model, skip, lambda weight: ThresholdedScale(weight, structure, threshold, init))
+    check_gradient(gradient)
+    return attach(model, structure, skip, lambda weight, own: ThresholdedScale(weight, own, threshold, init, gradient))
 
 
 def check_threshold(threshold, init):
@@ -90,25 +98,25 @@ def check_threshold(threshold, init):
         raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
 
 
-def attach(model, skip, make_parametrization):
-    """Register `make_parametrization(weight)` on the weight of every layer that `skip` leaves; returns `model`.
+def check_gradient(gradient):
+    """Raise ConfigError, naming the known ones, unless `gradient` is a known rule."""
+    if gradient not in GRADIENTS:
+        raise ConfigError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
 
-    Everything that can be wrong is found before the first layer is touched.
+
+def attach(model, structure, skip, make_parametrization):
+    """Register `make_parametrization(weight, structure)` on the weight of every chosen layer; returns `model`.
+
+    `structure` and `skip` choose as in `psp.choose.choose_structures`. Everything that can be wrong is found
+    before the first layer is touched.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, LAYERS)}
-    for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ConfigError(
-                f"skip pattern {pattern!r} matches no layer; the layers are: {', '.join(layers) or 'none'}"
-            )
-    chosen = {n: m for n, m in layers.items() if not any(fnmatchcase(n, p) for p in skip)}
-    if not chosen:
-        raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
-    for name, layer in chosen.items():
+    chosen = choose_structures(model, structure, skip)
+    layers = {name: model.get_submodule(name) for name in chosen}
+    for name, layer in layers.items():
         if _pruner(layer) is not None:
             raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
-    made = {name: make_parametrization(layer.weight) for name, layer in chosen.items()}
-    for name, layer in chosen.items():
+    made = {name: make_parametrization(layer.weight, chosen[name]) for name, layer in layers.items()}
+    for name, layer in layers.items():
         parametrize.register_parametrization(layer, "weight", made[name])
     return model
 
@@ -149,6 +157,7 @@ def fold(model):
     Outputs stay the same. Other parametrizations on the same weight are folded with it.
     """
     for layer, _ in parametrizations(model).values():
+        _own_class(layer)
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return model
 
@@ -158,3 +167,14 @@ def _pruner(layer):
     if not parametrize.is_parametrized(layer, "weight"):
         return None
     return next((p for p in layer.parametrizations.weight if hasattr(p, "kept")), None)
+
+
+def _own_class(layer):
+    """A class of its own for a parametrized layer.
+
+    torch keeps the parametrized `weight` as a property of the class it injects, which a deep copy shares and from
+    which removal deletes it: folding one of the two would break the other.
+    """
+    shared = type(layer)
+    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
+    layer.__class__ = type(shared.__name__, shared.__bases__, members)

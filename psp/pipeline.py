@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | figure_3 PROFILE [RUN].
+"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | timing | figure PROFILE ….
 
 Each stage checks what it was given before it starts to work, and ends with one line of error, not a traceback.
 """
@@ -7,12 +7,23 @@ import argparse
 import json
 import sys
 
+import torch
+
 from psp.data import load
 from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError
 from psp.plan import plan
 from psp.profiles import CHECKPOINTS, ROOT, load_profile
 from psp.records import write_record
+from psp.timing.networks import networks
+from psp.timing.record import timing_record, without_gpu
 from psp.train import train
+
+FIGURES = {
+    "figure_1": "figure_1_structures",
+    "figure_2": "figure_2_structure_parameters",
+    "figure_3": "figure_3_column_pruning",
+    "timing_tables": "timing",
+}
 
 
 def data(profile):
@@ -48,11 +59,23 @@ def train_run(profile, run, in_notebook=True):
     return f"{run}: see {record.relative_to(ROOT)}"
 
 
-def figure_3(profile):
-    """Draw Figure 3 and write its tables, through the notebook that shows them."""
-    parameters = {"profile": profile.name, "output": str(profile.results)}
-    execute("figure_3_column_pruning", profile.notebook_path("figure_3"), parameters)
-    return f"Figure 3: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
+def timing(profile, device=None):
+    """Time the profile's dense and extracted networks on the CPU and, where there is one, on the GPU."""
+    for kind in (device,) if device else ("cpu", "cuda"):
+        path = profile.timing_path(kind)
+        if kind == "cuda" and not torch.cuda.is_available():
+            earlier = json.loads(path.read_text()) if path.is_file() else None
+            record = without_gpu(earlier, profile)
+        else:
+            record = timing_record(networks(profile, profile.timing), profile.timing.as_dict(), torch.device(kind))
+        write_record(record, path)
+    return f"timing: see {profile.timing_path('cpu').parent.relative_to(ROOT)}"
+
+
+def figure(profile, name):
+    """Draw a figure and write its tables, through the notebook that shows them."""
+    execute(FIGURES[name], profile.notebook_path(name), {"profile": profile.name, "output": str(profile.results)})
+    return f"{name}: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
 
 
 def execute(notebook, output, parameters):
@@ -70,10 +93,12 @@ def execute(notebook, output, parameters):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
     stages = parser.add_subparsers(dest="stage", required=True)
-    for name, function in {"data": data, "plan": plan, "figure_3": figure_3, "train": train_run}.items():
+    for name, function in {"data": data, "plan": plan, "timing": timing, "figure": figure, "train": train_run}.items():
         stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
         stage.add_argument("profile")
         stage.set_defaults(function=function)
+    stages.choices["figure"].add_argument("name", choices=FIGURES)
+    stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")
     stage.add_argument("run")
     stage.add_argument("--no-notebook", dest="in_notebook", action="store_false", help="train without papermill")
     options = vars(parser.parse_args(arguments))

@@ -1,16 +1,17 @@
 """Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
-profile, the settings that all its runs share (`defaults`), and the runs, each by what sets it apart.
+profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
 
 from psp.config import RunConfig
 from psp.errors import ConfigError
+from psp.timing.settings import TimingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "checkpoints"
@@ -18,10 +19,11 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 @dataclass(frozen=True)
 class Profile:
-    """A named set of runs, and where its results lie."""
+    """A named set of runs, what of them is timed, and where the results lie."""
 
     name: str
     runs: dict
+    timing: TimingConfig | None = None
 
     @property
     def results(self):
@@ -30,6 +32,9 @@ class Profile:
     def record_path(self, run):
         return self.results / "runs" / f"{run}.json"
 
+    def timing_path(self, device_type):
+        return self.results / "timing" / f"{device_type}.json"
+
     def pipeline_file(self):
         """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
         return profile_path(self.name).with_name("dvc.yaml")
@@ -37,6 +42,12 @@ class Profile:
     def notebook_path(self, name):
         """Where an executed notebook goes; nothing reads it but people."""
         return self.results / "executed" / f"{name}.ipynb"
+
+    def only(self, **settings):
+        """The profile with just those runs whose settings are these: only(structure="column", seed=0)."""
+        return replace(
+            self, runs={n: c for n, c in self.runs.items() if all(getattr(c, k) == v for k, v in settings.items())}
+        )
 
     def config(self, run):
         """The RunConfig of a run. Raises ConfigError, naming the known runs, for an unknown one."""
@@ -72,4 +83,8 @@ def load_profile(name):
             raise ConfigError(f"{path.relative_to(ROOT)}, run {run!r}: {error}") from error
     if content["profile"] != name:
         raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {name!r}")
-    return Profile(name, runs)
+    try:
+        timing = TimingConfig.of(content["timing"], runs)
+    except ConfigError as error:
+        raise ConfigError(f"{path.relative_to(ROOT)}: {error}") from error
+    return Profile(name, runs, timing)

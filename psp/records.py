@@ -11,9 +11,10 @@ import torch
 
 from psp.config import code_sha256
 from psp.errors import ConfigError
+from psp.masks import excerpt, masks
 from psp.parameterize import sparsity, structure_parameters
 
-SCHEMA = 1
+SCHEMA = 2
 LIBRARIES = ("torch", "numpy", "scikit-learn")
 # Histograms of log10|α|: equal bins over this range, values outside counted in the first and the last bin.
 LOG10_ALPHA = {"low": -6.0, "high": 1.0, "bins": 70}
@@ -32,6 +33,8 @@ def make_record(config, data, state, test_error_pct, origin):
         "test_error_pct": test_error_pct,
         "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
         "layers": {name: layer._asdict() for name, layer in pruned.layers.items()},
+        "masks": masks(state.model),
+        "excerpt": excerpt(state.model),
         "log10_alpha": {**LOG10_ALPHA, "counts": layer_alpha_counts(state.model)},
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "curve": state.curve,

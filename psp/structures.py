@@ -4,6 +4,9 @@ A convolution's weight is K×C×R×S (output channels, input channels, kernel he
 one kernel axis, Conv3d three, a Linear layer none. Seen as the matrix K×(C·R·S) that multiplies the
 im2col matrix, a *column* is what one row of the im2col matrix meets: pruning it removes that row too.
 
+In a grouped convolution C counts the input channels of one group, and a column or a kernel position is the
+same one in all groups: in a depthwise convolution the two are the same thing.
+
 α has one entry per structure and keeps an axis of length 1 wherever the structure spans the axis, so
 that w · α is a plain broadcast. A new granularity is one line in `ALPHA_SHAPE`.
 """
@@ -15,6 +18,7 @@ ALPHA_SHAPE = {
     "column": lambda k, c, taps: (1, c, *taps),
     "channel": lambda k, c, taps: (k, 1, *(1 for _ in taps)),  # an output channel, also called filter
     "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
+    "layer": lambda k, c, taps: (1, 1, *(1 for _ in taps)),  # the whole weight; only where a bypass exists (psp.choose)
 }
 
 

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from psp.errors import ConfigError
+from psp.bimodality import separability, share_near
 from psp.profiles import ROOT
 from psp.records import read_record
 
@@ -16,18 +16,45 @@ SERIES = {
 }
 
 
-def figure_3_runs(profile):
-    """One row a run of the profile: series, settings, seed, column sparsity and final-epoch test error in percent.
+def read_records(profile):
+    """{run: record} of a profile. Raises ConfigError for a run without a record."""
+    return {run: read_record(profile.record_path(run)) for run in profile.runs}
 
-    Raises ConfigError for a run without a record, or one that prunes another structure than columns.
+
+def figure_2_table(records):
+    """One row for each run that learns α by ℓ1 or weight decay: how clearly its |α| fall into two groups.
+
+    `separability` as of `psp.bimodality` for all layers together, `cut` the |α| that parts the groups best,
+    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε.
     """
-    return pd.DataFrame([_run_row(run, read_record(profile.record_path(run))) for run in profile.runs])
+    rows = []
+    for run, record in records.items():
+        config, bins = record["config"], record["log10_alpha"]
+        counts = record["curve"][-1]["log10_alpha_counts"]
+        share, cut = separability(counts, bins["low"], bins["high"])
+        rows.append(
+            {
+                "run": run,
+                "series": SERIES[config["method"]],
+                "structure_decay": config["structure_decay"],
+                "threshold": config["threshold"],
+                "sparsity_pct": 100 * record["sparsity"]["structures"],
+                "test_error_pct": record["test_error_pct"],
+                "separability": share,
+                "cut": 10**cut,
+                "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], config["threshold"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def figure_3_runs(records):
+    """One row a run: series, settings, seed, column sparsity and final-epoch test error in percent."""
+    return pd.DataFrame([_run_row(run, record) for run, record in records.items()])
 
 
 def _run_row(run, record):
     config = record["config"]
-    if config["structure"] != "column":
-        raise ConfigError(f"run {run!r} prunes structure {config['structure']!r}; Figure 3 is about columns")
     return {
         "series": config["method"],
         "sparsity": config["sparsity"],

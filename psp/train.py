@@ -3,8 +3,10 @@
 import math
 import os
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -13,7 +15,8 @@ from tqdm import tqdm
 from psp.checkpoint import Checkpoint
 from psp.config import RunConfig
 from psp.data import augment, load, normalize
-from psp.errors import ConfigError, DivergedError
+from psp.errors import CheckpointError, ConfigError, DivergedError, KernelError
+from psp.fast import fastest, network, ways
 from psp.methods import before_step, build_model, groups
 from psp.parameterize import sparsity
 from psp.records import alpha_counts, make_record, provenance, write_record
@@ -22,15 +25,19 @@ WARMUP = 0.1
 EVALUATION_BATCH = 500
 # The loss is looked at every so many steps: each look makes a GPU wait for the CPU.
 LOOK_EVERY = 20
+# Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
+TRIAL_STEPS = {"cpu": 1, "cuda": 10}
 
 
 @dataclass
 class State:
-    """All that training changes."""
+    """All that training changes, and how it is computed: the choice of `psp.fast` and the network computed that way."""
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
+    choice: dict | None = None
+    network: Callable | None = None
     epoch: int = 0
     curve: list = field(default_factory=list)
     seconds: float = 0.0
@@ -63,7 +70,10 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)
-        checkpoint.restore(state)
+        if not checkpoint.restore(state):
+            state.choice = choose(config, training, data, device)
+        compute_as_chosen(state)
+        origin["step"] = state.choice
         with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=not progress, mininterval=1) as bar:
             while state.epoch < config.epochs:
                 began = time.perf_counter()
@@ -93,8 +103,33 @@ def start(config, num_classes, device):
     """A run's state before its first step; everything random in it follows from the seed."""
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(groups(model, config), lr=config.learning_rate, momentum=config.momentum)
+    optimizer = torch.optim.SGD(groups(model, config), config.learning_rate, config.momentum, fused=True)
     return State(model, optimizer, torch.Generator().manual_seed(config.seed))
+
+
+def choose(config, images, data, device):
+    """The fastest way to compute a step of this run here, by trying all on a few of its images."""
+    few = images.rows(slice(0, TRIAL_STEPS[device.type] * config.batch_size))
+    still = replace(config, learning_rate=1e-9)  # so that no trial can diverge
+
+    def ready(choice):
+        state = start(still, data.num_classes, device)
+        state.choice = choice
+        state.network = network(state.model, choice)
+        return lambda: train_epoch(state, few, data, still, tqdm(disable=True))
+
+    return fastest([(choice, partial(ready, choice)) for choice in ways(device)], len(few))
+
+
+def compute_as_chosen(state):
+    """Make ready what the state's choice needs. Raises CheckpointError where this machine cannot resume it."""
+    try:
+        state.network = network(state.model, state.choice)
+    except KernelError as error:
+        raise CheckpointError(
+            f"the run was begun with {state.choice['kernels']} kernels, which this machine lacks ({error}); "
+            "go on where it began, or delete its checkpoint to start anew"
+        ) from error
 
 
 def train_epoch(state, images, data, config, bar):
@@ -112,9 +147,9 @@ def train_epoch(state, images, data, config, bar):
             group["lr"] = rate
         pixels = augment(images.pixels[batch], state.generator)
         labels = images.labels[batch]
-        logits = state.model(normalize(pixels, data.mean, data.std))
-        loss = F.cross_entropy(logits, labels)
         state.optimizer.zero_grad()
+        logits = state.network(normalize(pixels, data.mean, data.std))
+        loss = F.cross_entropy(logits, labels)
         loss.backward()
         state.optimizer.step()
         losses[step] = loss.detach()
@@ -178,10 +213,13 @@ def error_pct(model, images, data):
 @contextmanager
 def deterministic():
     """Only algorithms that give the same bits every time, for as long as the context lasts."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
     torch.use_deterministic_algorithms(True)
+    # Otherwise every new tensor is filled with NaN first, a tenth of a step's time. Nothing here reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

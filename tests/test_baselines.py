@@ -9,8 +9,10 @@ from torch import nn
 import psp
 from psp.baselines import attach_norm_masks, fix_sparsity, largest, prune_by_norm
 from psp.errors import ConfigError
+from psp.parameterize import parametrizations
 from psp.structures import ALPHA_SHAPE
 
+SHARED = sorted(set(ALPHA_SHAPE) - {"layer"})  # those of which a layer has several
 SETTINGS = hypothesis.settings(deadline=None, max_examples=50)
 
 
@@ -36,7 +38,7 @@ def test_fixed_sparsity_prunes_the_smallest_alpha_and_lets_them_change():
     assert (alpha.grad != 0).all(), "a pruned structure must receive a gradient"
 
 
-@pytest.mark.parametrize("structure", sorted(ALPHA_SHAPE))
+@pytest.mark.parametrize("structure", SHARED)
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 1.0])
 def test_every_layer_reaches_the_prescribed_sparsity(structure, sparsity):
     net = fix_sparsity(psp.create_model("resnet20"), structure, sparsity, skip=("conv1", "fc"))
@@ -57,7 +59,7 @@ def test_norm_masks_close_on_the_columns_of_smallest_l1_norm():
     assert original.grad.tolist() == [[0.0, 1.0, 0.0, 1.0]] * 2, "a masked column trains no more"
 
 
-@pytest.mark.parametrize("structure", sorted(ALPHA_SHAPE))
+@pytest.mark.parametrize("structure", SHARED)
 def test_norms_of_every_structure_by_numpy(structure):
     torch.manual_seed(0)
     net = prune_by_norm(attach_norm_masks(nn.Sequential(nn.Conv2d(3, 4, 3)), structure), 0.4)
@@ -83,3 +85,12 @@ def test_a_sparsity_outside_its_range(sparsity):
         prune_by_norm(net, sparsity)
     with pytest.raises(ConfigError, match="sparsity must lie in 0…1"):
         fix_sparsity(nn.Sequential(nn.Linear(4, 2)), sparsity=sparsity)
+
+
+@pytest.mark.parametrize("structure", ["layer", {"*": "column", "layer3.*": "layer"}])
+def test_no_share_of_a_layer_can_be_prescribed(structure):
+    for prescribe in (attach_norm_masks, fix_sparsity):
+        net = psp.create_model("resnet20")
+        with pytest.raises(ConfigError, match="structure 'layer' has no sparsity per layer"):
+            prescribe(net, structure, skip=("conv1", "fc"))
+        assert not parametrizations(net)

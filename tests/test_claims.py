@@ -5,9 +5,8 @@ import pytest
 
 from psp.claims import NOT_TESTED, error_at, figure_3_claims, largest_sparsity
 from psp.config import RunConfig
-from psp.errors import ConfigError
-from psp.profiles import load_profile
-from psp.tables import figure_3_points, figure_3_reference, figure_3_runs, write_table
+from psp.profiles import Profile
+from psp.tables import figure_3_points, figure_3_reference, write_table
 
 PAPER = [RunConfig(dataset="cifar10", model="resnet56", epochs=160, seed=seed) for seed in (0, 1)]
 LAPTOP = [RunConfig(dataset="cifar10", model="resnet20", epochs=3)]
@@ -121,11 +120,10 @@ def test_two_settings_are_not_taken_for_two_seeds():
     assert figure_3_points(runs)["test_error_pct"].tolist() == [8.0, 10.0]
 
 
-def test_a_run_of_another_structure_is_refused(monkeypatch):
-    record = {"config": RunConfig(structure="channel").as_dict()}
-    monkeypatch.setattr("psp.tables.read_record", lambda _: record)
-    with pytest.raises(ConfigError, match="run 'baseline-s0' prunes structure 'channel'"):
-        figure_3_runs(load_profile("demo"))
+def test_a_figure_shows_only_the_runs_of_its_kind():
+    both = Profile("p", {"a": RunConfig(), "b": RunConfig(structure="channel"), "c": RunConfig(seed=1)})
+    assert list(both.only(structure="column").runs) == ["a", "c"]
+    assert list(both.only(structure="column", seed=1).runs) == ["c"]
 
 
 def test_tables_are_written_in_full_and_for_reading(tmp_path):

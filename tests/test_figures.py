@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
 from psp.config import RunConfig
-from psp.figures import alpha_histogram, figure_3, save_figure, training_curve
-from psp.tables import SERIES, figure_3_reference
+from psp.errors import ConfigError
+from psp.figures import save_figure
+from psp.figures.figure_1 import figure_1, weight_and_mask
+from psp.figures.figure_2 import clipped, closest_pair, figure_2
+from psp.figures.figure_3 import figure_3
+from psp.figures.run import alpha_histogram, training_curve
+from psp.masks import encode
+from psp.structures import ALPHA_SHAPE, alpha_shape
+from psp.tables import SERIES, figure_2_table, figure_3_reference
 
 
 def points(error_sd=0.3):
@@ -86,3 +94,80 @@ def test_alpha_histogram_has_its_bins_and_the_threshold():
 
 def test_a_run_without_alpha_has_no_histogram():
     assert alpha_histogram(record("baseline", [])) is None
+
+
+def pruned_record(structure, layer="a"):
+    """A record whose excerpt is a 4×2×3×3 weight with the first structure pruned."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 2, 3, 3)
+    kept = torch.ones(alpha_shape(weight.shape, structure), dtype=torch.bool)
+    kept.view(-1)[0] = False
+    return {
+        "excerpt": {"layer": layer, "weight": encode(weight * kept)},
+        "masks": {layer: encode(kept)},
+        "sparsity": {"structures": 0.1, "weights": 0.2},
+    }
+
+
+def test_figure_1_draws_the_masks_as_they_are():
+    records = {structure: pruned_record(structure) for structure in ALPHA_SHAPE}
+    figure = figure_1(records, "some profile")
+    assert "some profile" in figure.get_suptitle()
+    for axes, structure in zip(figure.axes, ALPHA_SHAPE, strict=True):
+        weight, kept = weight_and_mask(records[structure])
+        pruned, values = (image.get_array() for image in axes.get_images())
+        assert values.shape == (4, 18)
+        assert np.array_equal(~np.ma.getmaskarray(values), kept.reshape(4, 18))
+        assert np.array_equal(~np.ma.getmaskarray(pruned), ~kept.reshape(4, 18))
+        assert np.array_equal(values.compressed(), weight.reshape(4, 18)[kept.reshape(4, 18)])
+        share = 100 * {"weight": 1 / 72, "column": 1 / 18, "channel": 1 / 4, "shape": 1 / 9, "layer": 1}[structure]
+        assert axes.get_title() == f"{structure}: {share:.0f} % of this layer's weights pruned, 20 % of all"
+
+
+def test_figure_1_shows_one_layer():
+    with pytest.raises(ConfigError, match="excerpts of a, b"):
+        figure_1({"column": pruned_record("column"), "channel": pruned_record("channel", "b")}, "t")
+
+
+def alpha_record(method, counts, structures):
+    run = record(method, counts)
+    run["log10_alpha"] |= {"counts": {"first": counts, "second": counts}}
+    return run | {"sparsity": {"structures": structures}, "test_error_pct": 10.0}
+
+
+def test_figure_2_shows_both_regularizers_with_the_threshold():
+    pair = [alpha_record("psp_l1", [4, 0, 6], 0.4), alpha_record("psp_weight_decay", [8, 2, 0], 0.5)]
+    figure = figure_2(pair, "some profile")
+    ridges, layers = figure.axes[:2], figure.axes[2:4]
+    assert [axes.get_title() for axes in ridges] == [
+        "PSP (ℓ1 regularization), λ = 0: 40 % pruned",
+        "PSP (weight decay), λ = 0: 50 % pruned",
+    ]
+    for axes in (*ridges, *layers):
+        assert axes.get_lines()[-1].get_xdata() == pytest.approx([-1.0, -1.0])
+    shares = layers[0].collections[0].get_array()
+    assert shares.shape == (2, 3)
+    assert shares[0].tolist() == pytest.approx([0.4, 0.0, 0.6])
+
+
+def test_what_lies_outside_the_decades_is_counted_at_their_edge():
+    x, y = clipped([1, 2, 4, 8], {"low": -5.0, "high": 3.0, "bins": 4})  # centres −4, −2, 0, 2
+    assert x.tolist() == [-3.0, -2.0, 0.0, 0.5]
+    assert y.tolist() == [1.0, 2.0, 4.0, 8.0]
+    assert clipped([1, 2, 4, 8], {"low": -11.0, "high": 5.0, "bins": 4})[1].tolist() == [3.0, 4.0, 8.0]
+
+
+def test_the_pair_of_closest_sparsities_is_compared():
+    records = [alpha_record("psp_l1", [1, 1, 1], s) for s in (0.1, 0.6)]
+    records += [alpha_record("psp_weight_decay", [1, 1, 1], s) for s in (0.3, 0.55)]
+    assert closest_pair(records) == (records[1], records[3])
+
+
+def test_the_table_of_figure_2_by_hand():
+    """Two spikes, at 10^-1.5 and 10^0.5, in bins of a decade: separable in full, the cut amid the gap at 10^-0.5."""
+    table = figure_2_table({"run": alpha_record("psp_weight_decay", [4, 0, 6], 0.4)})
+    row = table.iloc[0]
+    assert row["separability"] == pytest.approx(1.0)
+    assert row["cut"] == pytest.approx(10**-0.5)
+    assert row["near_threshold_pct"] == 0.0
+    assert (row["run"], row["sparsity_pct"], row["test_error_pct"]) == ("run", 40.0, 10.0)

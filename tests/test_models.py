@@ -23,15 +23,29 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
         ("resnet44", 658_586),
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
+        # Huang et al. 2017 give 1.0 M (k = 12, depth 40) and 0.8 M (BC, k = 12, depth 100).
+        ("densenet40", 1_019_722),
+        ("densenet_bc100", 769_162),
     ],
 )
 def test_parameter_counts(name, parameters):
     assert sum(p.numel() for p in create_model(name).parameters()) == parameters
 
 
-def test_shapes_and_classes():
-    net = create_model("resnet20", num_classes=100)
+@pytest.mark.parametrize("name", ["resnet20", "densenet40", "densenet_bc100"])
+def test_shapes_and_classes(name):
+    net = create_model(name, num_classes=100)
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 100)
+
+
+def test_a_dense_layer_keeps_its_input_and_adds_twelve_channels():
+    layer = create_model("densenet_bc100").block1[0]
+    x = torch.randn(2, 24, 8, 8)
+    out = layer(x)
+    assert out.shape == (2, 36, 8, 8)
+    assert torch.equal(out[:, :24], x)
+    assert create_model("densenet_bc100").fc.in_features == 342
+    assert create_model("densenet40").fc.in_features == 448
 
 
 def test_shortcut_is_subsampled_and_padded_on_both_sides():

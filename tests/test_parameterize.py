@@ -76,36 +76,85 @@ def test_a_pruned_column_comes_back():
     assert psp.sparsity(layer).structures == 0.0
 
 
-@hypothesis.settings(deadline=None, max_examples=60)
+class Bypassed(nn.Module):
+    """A layer beside a path that leads around it, so that any structure of it may be pruned."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x) + x.mean()
+
+
+@st.composite
+def layers(draw):
+    """(layer, an input for it): linear, or a convolution of one to three axes with groups, stride and dilation."""
+    axes = draw(st.integers(0, 3))
+    groups = draw(st.integers(1, 3)) if axes else 1
+    k, c = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    dtype = draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+    if not axes:
+        return nn.Linear(c, k).to(dtype), torch.randn(2, c).to(dtype)
+    kernel = tuple(draw(st.integers(1, 3)) for _ in range(axes))
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+    layer = convolution(c, k, kernel, stride=stride, dilation=dilation, padding=2, groups=groups)
+    return layer.to(dtype), torch.randn(2, c, *(draw(st.integers(3, 5)) for _ in range(axes))).to(dtype)
+
+
+@hypothesis.settings(deadline=None, max_examples=120)
 @hypothesis.given(
-    structure=st.sampled_from(sorted(ALPHA_SHAPE)),
-    shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
-    threshold=st.floats(0, 2),
-    seed=st.integers(0, 2**20),
+    case=layers(), structure=st.sampled_from(sorted(ALPHA_SHAPE)), threshold=st.floats(0, 2), seed=st.integers(0, 2**20)
 )
-def test_masks_sparsity_and_fold_on_random_convolutions(structure, shape, threshold, seed):
+def test_masks_gradients_sparsity_and_fold_on_random_layers(case, structure, threshold, seed):
     torch.manual_seed(seed)
-    k, c, r, s = shape
-    net = nn.Sequential(nn.Conv2d(c, k, (r, s), padding=2))
-    psp.parameterize(net, structure, threshold=threshold, init=5.0)
-    alpha = psp.structure_parameters(net)["0"]
+    layer, x = case
+    net = psp.parameterize(Bypassed(layer), structure, threshold=threshold, init=5.0)
+    alpha = psp.structure_parameters(net)["layer"]
     alpha.data.normal_()
-    original = net[0].parametrizations.weight.original.detach()
-    expected = torch.zeros_like(original)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in shape)).reshape(-1, 4).tolist():
-        own = alpha[tuple(i if n > 1 else 0 for i, n in zip(index, alpha.shape, strict=True))].item()
-        expected[tuple(index)] = original[tuple(index)] * (own if abs(own) >= threshold else 0.0)
-    assert torch.equal(net[0].weight.detach(), expected)
-    pruned = sum(abs(a) < threshold for a in alpha.flatten().tolist())
+    original = layer.parametrizations.weight.original
+    epsilon = torch.tensor(threshold, dtype=alpha.dtype).item()
+    own = alpha.detach().expand(original.shape)  # α of the structure that each weight belongs to
+    pruned = own.abs() < epsilon
+    q = layer.weight
+    assert not q[pruned].any()
+    assert torch.equal(q[~pruned], (original * own)[~pruned])
+    g = torch.randn_like(q)
+    q.backward(g)
+    straight_through = (g * original.detach()).sum_to_size(alpha.shape)  # pruned or not
+    torch.testing.assert_close(alpha.grad, straight_through)
+    assert torch.equal(original.grad, torch.where(pruned, 0, g * own))
+    gone = sum(abs(a) < epsilon for a in alpha.flatten().tolist())
     measured = psp.sparsity(net)
-    assert measured.structures == pytest.approx(pruned / alpha.numel())
-    assert measured.weights == pytest.approx((expected == 0).float().mean().item(), abs=1e-6)
-    assert measured.layers["0"].count == alpha.numel()
-    x = torch.randn(2, c, 4, 4)
+    assert measured.structures == pytest.approx(gone / alpha.numel())
+    assert measured.weights == pytest.approx(pruned.double().mean().item())
+    assert measured.layers["layer"].count == alpha.numel()
     before = net(x)
-    torch.testing.assert_close(psp.fold(net)(x), before, rtol=1e-6, atol=1e-6)
+    relative = 1e-6 if x.dtype != torch.bfloat16 else 0.0  # the same product, rounded once in either case
+    after = psp.fold(net)(x)
+    torch.testing.assert_close(after, before, rtol=0, atol=relative * before.abs().max().item())
     assert not psp.structure_parameters(net)
-    assert sorted(net.state_dict()) == ["0.bias", "0.weight"]
+    assert sorted(net.state_dict()) == ["layer.bias", "layer.weight"]
+
+
+def test_summed_gradient_by_hand():
+    """∂E/∂α_i = Σ_j g_ij, without the factor w_ij; the forward pass and ∂E/∂w stay."""
+    net = psp.parameterize(nn.Sequential(nn.Linear(3, 2, bias=False)), gradient="summed")
+    weight, alpha = net[0].parametrizations.weight.original, psp.structure_parameters(net)["0"]
+    weight.data = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    alpha.data = torch.tensor([[0.5, 0.05, -2.0]])
+    q = net[0].weight
+    assert q.tolist() == [[0.5, 0.0, -6.0], [2.0, 0.0, -12.0]]
+    q.backward(torch.tensor([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]))
+    assert weight.grad.tolist() == [[0.5, 0.0, -200.0], [1.0, 0.0, -400.0]]
+    assert alpha.grad.tolist() == [[3.0, 30.0, 300.0]]
+
+
+def test_the_defaults_are_the_documented_ones():
+    pruner = psp.parameterize(small_net())[0].parametrizations.weight[0]
+    assert (pruner.structure, pruner.threshold, pruner.gradient) == ("column", 0.1, "exact")
+    assert (pruner.alpha == 1.0).all()
 
 
 def test_sparsity_over_several_layers_by_hand():
@@ -139,6 +188,7 @@ def test_skip_patterns():
         ({"threshold": -0.1}, "threshold .* at least 0, got -0.1"),
         ({"threshold": float("nan")}, "threshold .* at least 0, got nan"),
         ({"init": 0.05, "threshold": 0.1}, "init α = 0.05 lies below the threshold"),
+        ({"gradient": "sum"}, "unknown gradient 'sum'; choose one of exact, summed"),
         ({"structure": "filter"}, "unknown structure 'filter'"),
         ({"skip": ("fc",)}, "skip pattern 'fc' matches no layer; the layers are: 0, 2, 4"),
         ({"skip": ("*",)}, "no convolution or linear layer left"),

@@ -93,7 +93,9 @@ def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(reposi
 @pytest.mark.parametrize(
     ("name", "stages"),
     [
-        ("psp/figures.py", {"figure_3"}),
+        ("psp/figures/figure_3.py", {"figure_3"}),
+        ("psp/figures/figure_1.py", {"figure_1"}),
+        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
         ("README.md", set()),
@@ -162,12 +164,10 @@ def test_the_plan_goes_by_what_dvc_would_train(repository):
         params.write_text(before)
 
 
-def test_the_probe_measures_a_speed(monkeypatch):
+def test_the_probe_measures_a_speed():
     from psp.data import load
     from psp.plan import images_per_second
 
-    monkeypatch.setattr("psp.plan.WARMUP_STEPS", 1)
-    monkeypatch.setattr("psp.plan.PROBE_STEPS", 1)
     assert 1 < images_per_second(RunConfig(batch_size=8), load("digits"), "cpu") < 1e6
 
 

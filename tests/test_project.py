@@ -16,6 +16,7 @@ import psp
 from psp.config import TRAINING_SOURCES, RunConfig
 from psp.errors import ConfigError
 from psp.notebook import check_names, run_settings
+from psp.pipeline import FIGURES
 from psp.profiles import ROOT, load_profile
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -57,19 +58,30 @@ def dependencies(stage):
 
 
 def test_training_depends_on_the_files_that_decide_its_numbers_and_on_nothing_else():
-    assert set(TRAINING_SOURCES) == import_closure("import psp.train") - UNTRACKED
+    kernels = {path.name for path in (ROOT / "psp").glob("*.cpp")}
+    assert set(TRAINING_SOURCES) == (import_closure("import psp.train") - UNTRACKED) | kernels
     stage = stages()["train"]["do"]
     assert dependencies(stage) == set(TRAINING_SOURCES)
     assert [d for d in stage["deps"] if not d.startswith("psp/")] == ["results/${profile}/data.json"]
 
 
-def test_the_figure_depends_on_all_that_its_notebook_uses():
-    """What training uses reaches the figure through the records."""
-    notebook = ROOT / "notebooks" / "figure_3_column_pruning.ipynb"
-    source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(notebook))
-    stage = stages()["figure_3"]
+@pytest.mark.parametrize(("name", "notebook"), FIGURES.items())
+def test_a_figure_depends_on_all_that_its_notebook_uses(name, notebook):
+    """What training uses reaches a figure through the records."""
+    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
+    stage = stages()[name]
     assert dependencies(stage) == import_closure(source) - set(TRAINING_SOURCES) - UNTRACKED
-    assert {"notebooks/figure_3_column_pruning.ipynb", "results/${profile}/runs"} < set(stage["deps"])
+    records = "results/${profile}/timing" if name == "timing_tables" else "results/${profile}/runs"
+    assert {f"notebooks/{notebook}.ipynb", records} < set(stage["deps"])
+
+
+def test_timing_depends_on_all_that_it_uses():
+    used = import_closure("import psp.timing.networks\nimport psp.timing.record") - set(TRAINING_SOURCES) - UNTRACKED
+    paths = [ROOT / "psp" / name for name in dependencies(stages()["timing"])]
+    files = {f.relative_to(ROOT / "psp").as_posix() for p in paths for f in ([p] if p.is_file() else p.glob("*.py"))}
+    assert used <= files
+    assert {f.split("/")[0] for f in files} == {f.split("/")[0] for f in used}, "and on nothing else"
 
 
 def test_a_failing_stage_loses_no_output():

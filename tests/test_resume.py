@@ -1,5 +1,6 @@
 """A run killed at any moment and started again ends with the record of one that never was."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from psp.errors import CheckpointError, DivergedError
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
+# All that can be lost or differ: bfloat16, and our own kernels where there is a compiler.
+CHOICE = {"precision": "bfloat16", "kernels": "fused" if shutil.which("c++") else "plain"}
 CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 16, "holdout": 64}
 TIMES = ("seconds", "provenance")
 
@@ -46,11 +49,19 @@ def or_die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return really(*arguments)
 setattr(module, name, or_die)
-few.use_few_digits()
+few.use_few_digits({CHOICE!r})
 torch.set_num_threads({torch.get_num_threads()})
 psp.train({CONFIG!r}, checkpoints={str(folder)!r}, device="cpu", progress=False)
 """
     return subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False).returncode
+
+
+@pytest.fixture(scope="module", autouse=True)
+def choice(few_digits):
+    """A run begins as CHOICE says; one that is resumed must not choose again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["psp.train"], "choose", lambda *_: CHOICE)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +80,16 @@ def never_killed(tmp_path_factory, few_digits):
         ("os.replace", 6, 4),  # the record not in place
     ],
 )
-def test_a_run_killed_by_sigkill_resumes_bit_for_bit(place, call, epochs_kept, tmp_path, never_killed):
+def test_a_run_killed_by_sigkill_resumes_bit_for_bit(place, call, epochs_kept, tmp_path, never_killed, monkeypatch):
     assert train_until_killed(tmp_path, place, call) == -signal.SIGKILL
     path = checkpoint_path(tmp_path)
     assert not path.with_name("record.json").exists()
     kept = torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
     assert kept == epochs_kept
+    if kept:
+        monkeypatch.setattr(sys.modules["psp.train"], "choose", None)
     resumed = train(CONFIG, tmp_path)
+    assert resumed["provenance"]["step"] == CHOICE
     record, weights = never_killed
     assert without_times(resumed) == without_times(record)
     assert path.with_name("weights.safetensors").read_bytes() == weights

@@ -15,6 +15,7 @@ from psp.structures import ALPHA_SHAPE, alpha_shape
         ("column", (1, 3, 5, 7), (1, 3)),
         ("channel", (8, 1, 1, 1), (8, 1)),
         ("shape", (1, 1, 5, 7), (1, 1)),
+        ("layer", (1, 1, 1, 1), (1, 1)),
     ],
 )
 def test_alpha_shape(structure, conv2d, linear):
@@ -42,3 +43,13 @@ def test_a_column_is_a_row_of_the_im2col_matrix():
 def test_an_unknown_structure_is_named():
     with pytest.raises(ConfigError, match="unknown structure 'collumn'; choose one of weight, column"):
         alpha_shape((4, 3), "collumn")
+
+
+def test_a_column_of_a_grouped_convolution_is_the_same_position_in_every_group():
+    x = torch.randn(1, 6, 5, 5, dtype=torch.float64)
+    weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)  # two groups of two filters on three channels each
+    kept = torch.rand(alpha_shape(weight.shape, "column")) < 0.5
+    rows = kept.flatten()
+    groups = [F.unfold(half, 3)[:, rows] for half in x.chunk(2, 1)]
+    smaller = [w.flatten(1)[:, rows] @ lowered for w, lowered in zip(weight.chunk(2), groups, strict=True)]
+    torch.testing.assert_close(F.conv2d(x, weight * kept, groups=2).flatten(2), torch.cat(smaller, 1))

@@ -61,15 +61,6 @@ class CifarResNet(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-def cifar_resnet(blocks, num_classes):
-    """A `CifarResNet` with He-normal weights (He et al. 2015)."""
-    model = CifarResNet(blocks, num_classes)
-    for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight)
-    return model
-
-
 def _stage(channels, out_channels, blocks, stride):
     first = BasicBlock(channels, out_channels, stride)
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(blocks - 1)))

@@ -1,0 +1,42 @@
+"""How clearly a distribution of |α| falls into two groups.
+
+Otsu's separability (Otsu 1979): the largest share of the variance that lies between two groups, over all ways to
+cut the distribution in two, here of log10|α|, from the histogram in a run record. 1 is two separate
+spikes; a uniform distribution has 0.75, a Gaussian 2/π = 0.64.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Separability(NamedTuple):
+    """Share of the variance between the groups, 0…1, and the value of log10|α| that parts them best."""
+
+    share: float
+    cut: float
+
+
+def separability(counts, low, high):
+    """`Separability` of a histogram: `counts` in equal bins from `low` to `high`. NaN where all lie in one bin."""
+    counts = np.asarray(counts, dtype=float)
+    edges = np.linspace(low, high, len(counts) + 1)
+    centers = (edges[:-1] + edges[1:]) / 2
+    total, mean = counts.sum(), (counts * centers).sum() / max(counts.sum(), 1)
+    variance = (counts * (centers - mean) ** 2).sum() / max(total, 1)
+    if variance == 0:
+        return Separability(float("nan"), float("nan"))
+    below = counts.cumsum()[:-1] / total
+    moment = (counts * centers).cumsum()[:-1] / total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        between = np.nan_to_num((mean * below - moment) ** 2 / (below * (1 - below)))
+    best = np.flatnonzero(np.isclose(between, between.max(), rtol=1e-9))
+    return Separability(float(between.max() / variance), float(edges[1 + best].mean()))  # empty bins: amid the gap
+
+
+def share_near(counts, low, high, threshold, factor=3.0):
+    """Share of the counts whose bin centre lies between threshold/factor and threshold·factor."""
+    edges = np.linspace(low, high, len(counts) + 1)
+    centers = (edges[:-1] + edges[1:]) / 2
+    near = np.abs(centers - np.log10(threshold)) <= np.log10(factor)
+    return float(np.asarray(counts)[near].sum() / max(np.sum(counts), 1))

@@ -1,0 +1,62 @@
+"""Parameters and multiply-accumulates of a network, without what is pruned."""
+
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from psp.parameterize import parametrizations, sparsity, structure_parameters
+
+
+class Cost(NamedTuple):
+    """Parameters, and multiply-accumulates of one forward pass."""
+
+    params: int
+    macs: int
+
+
+def cost(model, example_input):
+    """`Cost` of `model` on `example_input`; for the usual count per image give it one image.
+
+    Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention
+    and other matrix products; normalization, activations and additions are not counted. In a parameterized
+    layer only the weights of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs
+    that other layers have zeroed are counted: `psp.extract` can save more than this says, never less.
+    """
+    pruned = sparsity(model).layers
+    zeroed = {
+        name: round(pruned[name].weights * layer.parametrizations.weight.original.numel())
+        for name, (layer, _) in parametrizations(model).items()
+    }
+    alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
+    params = sum(p.numel() for p in model.parameters()) - alphas - sum(zeroed.values())
+    saved = []
+
+    def save(name):
+        def hook(layer, inputs, output):
+            positions = output.numel() // layer.parametrizations.weight.original.shape[0]
+            saved.append(zeroed[name] * positions)
+
+        return hook
+
+    handles = [layer.register_forward_hook(save(name)) for name, (layer, _) in parametrizations(model).items()]
+    try:
+        with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Cost(params, counter.get_total_flops() // 2 - sum(saved))
+
+
+@contextmanager
+def evaluation_mode(model):
+    """Every module of `model` in evaluation mode for as long as the context lasts, then as it was before."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in training.items():
+            module.training = mode

@@ -1,0 +1,74 @@
+"""The pruned networks that are timed: with the masks of a trained run, or with random ones of a given sparsity."""
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+
+from psp.baselines import fix_sparsity
+from psp.masks import apply_masks
+from psp.methods import build_model
+from psp.models import create_model
+from psp.parameterize import parameterize, structure_parameters
+from psp.records import read_record
+
+SEED = 0
+
+
+def networks(profile, config):
+    """Pairs of a description, a dict for the record, and a masked network: those that a `TimingConfig` names."""
+    for run in config.runs:
+        settings = profile.config(run)
+        record = read_record(profile.record_path(run))
+        about = {"name": run, "model": settings.model, "structure": settings.structure, "masks": "trained"}
+        yield about | {"masks_sha256": masks_sha256(record)}, trained_masks(settings, record)
+    for structure in config.structures:
+        for sparsity in config.sparsities:
+            name = f"{config.model}-{structure}-{round(100 * sparsity)}"
+            about = {"name": name, "model": config.model, "structure": structure, "masks": "random"}
+            yield about, random_masks(config.model, structure, sparsity, config.skip)
+
+
+def masks_sha256(record):
+    """By which a timing knows whether it still is that of the run's masks."""
+    return hashlib.sha256(json.dumps(record["masks"], sort_keys=True).encode()).hexdigest()
+
+
+def trained_masks(config, record):
+    """The network of a run in evaluation mode, for ten classes, with the run's last masks and random weights."""
+    torch.manual_seed(SEED)
+    return lively(apply_masks(build_model(config, num_classes=10), record))
+
+
+def random_masks(name, structure, sparsity, skip):
+    """A network in evaluation mode of which the share `sparsity` of the structures of every layer is pruned at random.
+
+    With structure "layer" it is the share of the layers.
+    """
+    torch.manual_seed(SEED)
+    model = create_model(name)
+    if structure == "layer":
+        parameterize(model, structure, skip=skip)
+        alphas = list(structure_parameters(model).values())
+        for i in torch.randperm(len(alphas))[: round(sparsity * len(alphas))]:
+            alphas[i].data.zero_()
+    else:
+        fix_sparsity(model, structure, sparsity, skip=skip)
+        for alpha in structure_parameters(model).values():
+            alpha.data.uniform_(0.5, 1.5)
+    return lively(model)
+
+
+def lively(model):
+    """Give every batch normalization the statistics and parameters of a trained one, at random; in evaluation mode.
+
+    In a fresh network they are 0 and 1, and what is pruned would leave no constant behind: smaller than real ones.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    return model.eval()

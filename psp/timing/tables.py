@@ -1,0 +1,94 @@
+"""Timing tables as pure functions of timing records."""
+
+import pandas as pd
+
+from psp.timing.floor import Limits, Work, floors
+from psp.timing.settings import NO_GPU
+
+
+def fastest(timings):
+    """Of the timings of one network at one batch the one with the smallest median; None of none."""
+    return min(timings, key=lambda t: t["median_s"], default=None)
+
+
+def speed_ups(record):
+    """One row for each network, batch and precision of a record.
+
+    `speed_up` is the fastest dense variant's median over the fastest extracted variant's, both in that precision
+    except "any", where either may use any; `realised` is speed-up over MAC reduction. Milliseconds a batch.
+    """
+    rows = []
+    for network in record["networks"]:
+        dense, smaller = network["cost"]["dense"], network["cost"]["extracted"]
+        reduction = dense["macs"] / max(smaller["macs"], 1)
+        for batch in record["settings"]["batches"]:
+            for precision in (*record["settings"]["precisions"], "any"):
+                found = {
+                    name: fastest(
+                        t
+                        for t in network["timings"]
+                        if (t["network"], t["batch"]) == (name, batch) and precision in (t["precision"], "any")
+                    )
+                    for name in ("dense", "extracted")
+                }
+                if None in found.values():
+                    continue
+                ratio = found["dense"]["median_s"] / found["extracted"]["median_s"]
+                rows.append(
+                    {
+                        **_described(network),
+                        "batch": batch,
+                        "precision": precision,
+                        **_columns("dense", found["dense"], record["limits"]),
+                        **_columns("extracted", found["extracted"], record["limits"]),
+                        "mac_reduction": reduction,
+                        "speed_up": ratio,
+                        "realised": ratio / reduction,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def _described(network):
+    names = ("name", "model", "structure", "masks")
+    return {name: network[name] for name in names} | {
+        "structures_pruned_pct": 100 * network["sparsity"]["structures"],
+        "params": network["cost"]["extracted"]["params"],
+        "macs": network["cost"]["extracted"]["macs"],
+    }
+
+
+def _columns(name, timing, limits):
+    bound = floors(Work(timing["values"], timing["macs"]), Limits(**limits), timing["precision"])
+    return {
+        f"{name}_variant": f"{timing['backend']}, {timing['precision']}",
+        f"{name}_ms": 1e3 * timing["median_s"],
+        f"{name}_iqr_ms": 1e3 * (timing["high_s"] - timing["low_s"]),
+        f"{name}_memory_floor_ms": 1e3 * bound["memory_s"],
+        f"{name}_arithmetic_floor_ms": 1e3 * bound["arithmetic_s"],
+    }
+
+
+def summary_table(cpu, gpu, batch):
+    """Per network and structure: sparsity, parameters, MACs, their reduction, CPU and GPU speed-up, and realised.
+
+    `cpu` and `gpu` are records of the same networks; the GPU's may say that there was none.
+    """
+    shown = _at(cpu, batch)
+    gpu_columns = _at(gpu, batch).set_index("name") if "networks" in gpu else None
+    table = shown[
+        ["name", "model", "structure", "masks", "structures_pruned_pct", "params", "macs", "mac_reduction"]
+    ].assign(
+        cpu_dense=shown["dense_variant"],
+        cpu_extracted=shown["extracted_variant"],
+        cpu_speed_up=shown["speed_up"],
+        cpu_realised=shown["realised"],
+    )
+    for column in ("speed_up", "realised"):
+        table[f"gpu_{column}"] = NO_GPU if gpu_columns is None else shown["name"].map(gpu_columns[column])
+    return table.reset_index(drop=True)
+
+
+def _at(record, batch):
+    table = speed_ups(record)
+    return table[(table["batch"] == batch) & (table["precision"] == "any")]

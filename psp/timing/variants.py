@@ -1,0 +1,101 @@
+"""The ways in which one network is run: a function without arguments for each, or why there is none."""
+
+import copy
+import io
+import shutil
+import sys
+
+import torch
+
+from psp.timing.settings import NO_GPU
+
+
+def make_variant(backend, precision, model, images, threads):
+    """A function without arguments that runs `model` on `images`; or a text that says why it cannot be had here.
+
+    Args:
+        backend: one of `psp.timing.settings.BACKENDS`.
+        precision: one of `psp.timing.settings.PRECISIONS`, the names of torch's types.
+        model: in evaluation mode, float32, on the device of `images`; it stays as it is.
+        images: N×C×H×W, float32.
+        threads: of onnxruntime; those of torch are set where it is timed.
+    """
+    reason = unavailable(backend, precision, images.device)
+    if reason:
+        return reason
+    if backend == "onnxruntime":
+        return _onnxruntime(model, images, threads)
+    layout = {"dtype": getattr(torch, precision), "memory_format": torch.channels_last}
+    images = images.to(**layout)
+    model = copy.deepcopy(model).to(**layout)
+    if backend == "cuda_graph":
+        return _cuda_graph(model, images)
+    return _call(_compiled(model, images) if backend == "compile" else model, images)
+
+
+def unavailable(backend, precision, device):
+    """Why a variant does not exist on this machine; an empty text where it does."""
+    if backend == "onnxruntime" and device.type != "cpu":
+        return "the onnxruntime package that we install runs on CPUs only"
+    if backend == "onnxruntime" and precision != "float32":
+        return "onnxruntime has no bfloat16 convolution on a CPU"
+    if backend == "cuda_graph" and device.type != "cuda":
+        return NO_GPU
+    if backend == "compile" and device.type == "cpu" and not has_compiler():
+        return "torch.compile needs a C++ compiler on a CPU, and there is none here"
+    return ""
+
+
+def has_compiler():
+    """Whether torch.compile finds a C++ compiler."""
+    return any(shutil.which(name) for name in (("clang++",) if sys.platform == "darwin" else ("g++", "clang++")))
+
+
+def _call(model, images):
+    @torch.inference_mode()
+    def call():
+        return model(images)
+
+    return call
+
+
+def _compiled(model, images):
+    """Compiled for just this network and batch, weights frozen into the code: the fastest that torch offers."""
+    mode = "max-autotune" if images.is_cuda else None
+    compiled = torch.compile(model, mode=mode, dynamic=False)
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(freezing=True), torch.no_grad():
+        compiled(images)
+    return compiled
+
+
+def _cuda_graph(model, images):
+    """One captured graph, replayed: no launch overhead, which is most of the time at batch 1."""
+    call = _call(model, images)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _onnxruntime(model, images, threads):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(to_onnx(model, images), options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: images.contiguous().numpy()}
+    return lambda: session.run(None, feed)
+
+
+def to_onnx(model, images):
+    """The network as the bytes of an ONNX file, for batches of the size of `images`."""
+    file = io.BytesIO()
+    program = torch.onnx.export(copy.deepcopy(model), (images.contiguous(),), dynamo=True, verbose=False)
+    program.save(file)
+    return file.getvalue()

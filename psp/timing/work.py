@@ -1,0 +1,64 @@
+"""What sets the floor: the bytes and sums of a network, counted, and what the device can do, measured."""
+
+import time
+
+import torch
+from torch import nn
+
+from psp.cost import cost
+from psp.timing.floor import Limits, Work
+from psp.timing.settings import PRECISIONS
+
+COPY_MIB = 256
+PRODUCT_SIDE = 2048
+REPEATS = 7
+
+
+def work(model, images):
+    """`Work` of a network in which everything but convolutions and linear layers is fused into them.
+
+    Every such layer reads its input and its weights once and writes its output once.
+    """
+    values = []
+
+    def count(layer, inputs, output):
+        weights = sum(p.numel() for p in layer.parameters())
+        values.append(inputs[0].numel() + output.numel() + weights)
+
+    layers = [m for m in model.modules() if is_layer(m)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        macs = cost(model, images).macs
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Work(sum(values), macs)
+
+
+def is_layer(module):
+    """Whether a module is a convolution or a linear layer, in whatever form: it has a matrix of weights of its own."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, torch.Tensor) and weight.ndim > 1 and not isinstance(module, nn.Embedding)
+
+
+def measure_limits(device):
+    """`Limits` of a device, the best of some repeats: a copy larger than any cache, and a large matrix product."""
+    source = torch.ones(COPY_MIB * 2**18, device=device)
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() * source.itemsize
+    flops = {}
+    for name in PRECISIONS:
+        a, b = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=getattr(torch, name), device=device) for _ in range(2))
+        flops[name] = 2 * PRODUCT_SIDE**3 / _best(lambda a=a, b=b: a @ b, device)
+    return Limits(copied / _best(lambda: target.copy_(source), device), flops)
+
+
+def _best(call, device):
+    times = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return min(times)

@@ -1,0 +1,91 @@
+"""Parameters and multiply-accumulates against published counts, torch's own counter and counts by hand."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import psp
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [
+        # Option A shortcuts; 40.8 M is counted elsewhere with 1×1 convolutions as shortcuts (see below).
+        ("resnet20", 0.27e6, 40.55e6),
+        ("resnet56", 0.85e6, 125.5e6),
+        ("densenet40", 1.02e6, None),
+        ("densenet_bc100", 0.77e6, None),
+    ],
+)
+def test_published_counts_for_cifar(name, params, macs):
+    found = psp.cost(psp.create_model(name), torch.zeros(1, 3, 32, 32))
+    assert found.params == pytest.approx(params, rel=0.005)
+    assert macs is None or found.macs == pytest.approx(macs, rel=0.001)
+
+
+def test_the_published_40_8_million_of_resnet20_count_projection_shortcuts():
+    found = psp.cost(psp.create_model("resnet20"), torch.zeros(1, 3, 32, 32))
+    projections = 16 * 32 * 16 * 16 + 32 * 64 * 8 * 8
+    assert (found.macs + projections) / 1e6 == pytest.approx(40.8, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [("resnet18", 11.69e6, 1.81e9), ("resnet50", 25.56e6, 4.09e9), ("densenet121", 7.98e6, 2.83e9)],
+)
+def test_published_counts_for_ilsvrc(name, params, macs):
+    with torch.device("meta"):
+        model, image = torchvision.models.get_model(name), torch.zeros(1, 3, 224, 224)
+    found = psp.cost(model, image)
+    assert found.params == pytest.approx(params, rel=0.001)
+    assert found.macs == pytest.approx(macs, rel=0.003)
+
+
+def test_a_plain_network_costs_what_torchs_counter_says():
+    net = torchvision.models.mobilenet_v3_small().eval()
+    x = torch.zeros(2, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(x)
+    assert psp.cost(net, x).macs * 2 == counter.get_total_flops()
+
+
+def small_net():
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 5),
+    )
+
+
+def test_what_is_pruned_does_not_count_by_hand():
+    """8×8 images: 16 output positions; 27 columns of 4 weights, of which 7 are pruned, and 2 of 5 neurons of 64."""
+    net, x = small_net(), torch.zeros(1, 3, 8, 8)
+    assert psp.cost(net, x) == (4 * 27 + 8 + 64 * 5 + 5, 4 * 27 * 16 + 64 * 5)
+    psp.parameterize(net, {"0": "column", "4": "channel"})
+    assert psp.cost(net, x) == (4 * 27 + 8 + 64 * 5 + 5, 4 * 27 * 16 + 64 * 5)
+    alphas = psp.structure_parameters(net)
+    alphas["0"].data.view(-1)[:7] = 0.0
+    alphas["4"].data[:2] = 0.0
+    assert psp.cost(net, x) == (4 * 20 + 8 + 64 * 3 + 5, 4 * 20 * 16 + 64 * 3)
+
+
+def test_grouped_convolutions_and_batches():
+    net = psp.parameterize(nn.Sequential(nn.Conv1d(4, 6, 3, groups=2, bias=False)), "channel")
+    psp.structure_parameters(net)["0"].data[0] = 0.0
+    assert psp.cost(net, torch.zeros(5, 4, 10)) == (5 * 2 * 3, 5 * (5 * 2 * 3) * 8)
+
+
+def test_counting_changes_nothing():
+    torch.manual_seed(0)
+    net = psp.parameterize(small_net())
+    net[1].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    psp.cost(net, torch.randn(4, 3, 8, 8))
+    assert net.training
+    assert not net[1].training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not net[0]._forward_hooks
