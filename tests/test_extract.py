@@ -11,15 +11,15 @@ from torch import nn
 import psp
 from psp.baselines import attach_norm_masks, prune_by_norm
 from psp.columns import ColumnSparseConv2d
-from psp.errors import ExtractError
+from psp.errors import ConfigError, ExtractError
 from psp.extract import fold_batchnorm
 from psp.structures import ALPHA_SHAPE
 
-NETWORKS = ("resnet20", "densenet", *TORCHVISION)
+NETWORKS = ("resnet20", "densenet40", "densenet_bc100", *TORCHVISION)
 LAYERS_PRUNED = {
     "layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv2", "layer3.1.conv1", "layer3.1.conv2",  # resnet20, resnet18
     "layer2.0.downsample.0", "layer2.1.conv3", "layer4.2.conv2",  # resnet50
-    "block1.1.conv", "block2.0.conv",  # densenet
+    "block1.1.conv", "block2.0.conv", "block3.5.conv",  # densenet40, densenet_bc100
     "features.denseblock1.denselayer2.conv1", "features.denseblock3.denselayer7.conv2",  # densenet121
     "features.2.block.2.0", "features.5.block.3.0", "features.8.block.2.fc2",  # mobilenet_v3_small
 }  # fmt: skip
@@ -38,6 +38,10 @@ def shapes(net):
 def test_every_architecture_and_structure(name, structure):
     """Half of the structures of every layer pruned at random, some layers wholly, every fifth not at all."""
     net, x = network(name)
+    if (name, structure) == ("vgg11_bn", "layer"):
+        with pytest.raises(ConfigError, match="no convolution or linear layer left"):
+            prune(net, structure, lambda *_: 0.5)
+        return
     order = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
     def share(layer, alpha):
@@ -56,9 +60,10 @@ def test_every_architecture_and_structure(name, structure):
     if structure in ("column", "channel"):
         assert size(smaller) < 0.8 * size(fold_batchnorm(net))
     if structure == "channel":
-        # Few zeros are left: constants that stand for all at the border, or that fill up a sum for nothing.
+        # Few zeros are left: constants that stand for all at the border, or that fill up a sum for nothing. In the
+        # narrow layers of DenseNet-40 one such channel is one of about six.
         zeros = sum(int((p == 0).sum()) for p in smaller.parameters())
-        assert zeros < 0.02 * size(smaller) + 2000
+        assert zeros < (0.03 if name == "densenet40" else 0.02) * size(smaller) + 2000
     other = torch.randn(1, 3, x.shape[2] + 8, x.shape[3] + 5)
     assert difference(net, smaller, other) < 1e-5, "one image of another size"
 
@@ -107,7 +112,7 @@ def test_fold_batchnorm_keeps_outputs_and_model():
     assert all(torch.equal(t, state[k]) for k, t in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["resnet20", "densenet", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["resnet20", "densenet40", "mobilenet_v3_small"])
 def test_everything_pruned_leaves_the_constant_output(name):
     net, x = network(name)
     prune(net, "channel", lambda layer, alpha: 1.0)
