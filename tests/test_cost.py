@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import psp
+from psp.baselines import fix_sparsity
 
 
 @pytest.mark.parametrize(
@@ -89,3 +90,27 @@ def test_counting_changes_nothing():
     assert not net[1].training
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not net[0]._forward_hooks
+
+
+def test_extracted_columns_cost_what_the_masked_network_says():
+    """A convolution on its own: 27 columns of which 20 are left, for 5 filters at 36 positions."""
+    net = psp.parameterize(nn.Sequential(nn.Conv2d(3, 5, 3, bias=False)), "column").eval()
+    psp.structure_parameters(net)["0"].data.view(-1)[:7] = 0.0
+    x = torch.randn(1, 3, 8, 8)
+    assert psp.cost(net, x) == psp.cost(psp.extract(net, x), x) == (5 * 20, 5 * 20 * 36)
+
+
+@pytest.mark.parametrize("structure", ["column", "channel", "shape"])
+def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_network(structure):
+    """60 % of the structures of every layer pruned: 40 % of the weights are left, and after extraction no more."""
+    net = fix_sparsity(psp.create_model("resnet20"), structure, 0.6, skip=("conv1", "fc")).eval()
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data.uniform_(0.5, 1.5)
+    x = torch.randn(1, 3, 32, 32)
+    dense = psp.cost(psp.create_model("resnet20"), x)
+    stay = 3 * 16 * 9 * 1024 + 640
+    masked, smaller = psp.cost(net, x), psp.cost(psp.extract(net, x), x)
+    left = 1 - psp.sparsity(net).weights
+    assert (masked.macs - stay) / (dense.macs - stay) == pytest.approx(left, abs=0.02)
+    assert smaller.macs <= masked.macs
+    assert smaller.macs >= (0.9 if structure == "column" else 0.3) * masked.macs
