@@ -3,19 +3,17 @@
 import torch
 import torchvision
 from torch import nn
-from torch.nn import functional as F
 
 import psp
+from psp.choose import without_bypass
 
 TORCHVISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_small", "vgg11_bn")
 
 
 def network(name):
-    """(network in evaluation mode, example of two images): "resnet20", "densenet" or one of torchvision's."""
+    """(network in evaluation mode, example of two images): one of ours or of torchvision's."""
     torch.manual_seed(0)
-    if name == "densenet":
-        net = randomize(DenseNet())
-    elif name in TORCHVISION:
+    if name in TORCHVISION:
         net = getattr(torchvision.models, name)(num_classes=10)
         if name == "vgg11_bn":  # its linear layers hold nearly all of its time and are nothing special
             net.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 10))
@@ -42,7 +40,8 @@ def randomize(net):
 @torch.no_grad()
 def prune(net, structure, share):
     """Parameterize `net` and prune at random `share(layer name, α)` of every layer's structures."""
-    psp.parameterize(net, structure)
+    layers = [name for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    psp.parameterize(net, structure, skip=without_bypass(net, layers) if structure == "layer" else ())
     for name, alpha in psp.structure_parameters(net).items():
         kept = torch.rand(alpha.shape) >= share(name, alpha)
         alpha.copy_(torch.where(kept, 0.5 + torch.rand(alpha.shape), 0.01))
@@ -57,40 +56,6 @@ def prune_channels(net, **channels):
     for name, pruned in channels.items():
         alphas[name.replace("__", ".")][pruned] = 0.0
     return net.eval()
-
-
-class DenseNet(nn.Module):
-    """Two dense blocks, batch normalization before the convolutions, as in CIFAR DenseNets."""
-
-    def __init__(self, growth=6):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1, bias=False)
-        self.block1 = nn.ModuleList(DenseLayer(8 + growth * i, growth) for i in range(3))
-        self.transition = nn.Sequential(
-            nn.BatchNorm2d(26), nn.ReLU(), nn.Conv2d(26, 13, 1, bias=False), nn.AvgPool2d(2)
-        )
-        self.block2 = nn.ModuleList(DenseLayer(13 + growth * i, growth) for i in range(3))
-        self.norm = nn.BatchNorm2d(31)
-        self.fc = nn.Linear(31, 10)
-
-    def forward(self, x):
-        x = self.conv1(x)
-        for layer in self.block1:
-            x = torch.cat([x, layer(x)], 1)
-        x = self.transition(x)
-        for layer in self.block2:
-            x = torch.cat([x, layer(x)], 1)
-        return self.fc(F.relu(self.norm(x)).mean((2, 3)))
-
-
-class DenseLayer(nn.Module):
-    def __init__(self, channels, growth):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(channels)
-        self.conv = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
-
-    def forward(self, x):
-        return self.conv(F.relu(self.norm(x)))
 
 
 @torch.no_grad()
