@@ -48,7 +48,7 @@ def extract(model, example_input):
     """
     check(model)
     inputs = as_inputs(example_input)
-    masked = folded_copy(model).to("cpu", torch.float64)
+    masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
     network = trace(masked)
     make_pure(network)
     fold_batchnorm_(network)
@@ -71,20 +71,9 @@ def fold_batchnorm(model):
     `model`, in evaluation mode, parameterized or not, stays as it is. Returns a torch.fx.GraphModule.
     """
     check_evaluation(model)
-    network = trace(folded_copy(model))
+    network = trace(fold(copy.deepcopy(model)))
     fold_batchnorm_(network)
     return network
-
-
-def folded_copy(model):
-    """A copy with plain weights; `model` keeps its parametrizations."""
-    model = copy.deepcopy(model)
-    for layer, _ in parametrizations(model).values():
-        # Torch gives a parametrized layer a class, which a copy shares, and takes the weight off that class in the end.
-        shared = type(layer)
-        own = {k: v for k, v in vars(shared).items() if k not in ("__dict__", "__weakref__")}
-        layer.__class__ = type(shared.__name__, shared.__bases__, own)
-    return fold(model)
 
 
 def check(model):

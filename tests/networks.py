@@ -5,13 +5,13 @@ import torchvision
 from torch import nn
 
 import psp
-from psp.choose import choose_structures, without_bypass
+from psp.choose import without_bypass
 
 TORCHVISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_small", "vgg11_bn")
 
 
 def network(name):
-    """(network in evaluation mode, example of two images), one of ours or of torchvision's."""
+    """(network in evaluation mode, example of two images): one of ours or of torchvision's."""
     torch.manual_seed(0)
     if name in TORCHVISION:
         net = getattr(torchvision.models, name)(num_classes=10)
@@ -40,8 +40,8 @@ def randomize(net):
 @torch.no_grad()
 def prune(net, structure, share):
     """Parameterize `net` and prune at random `share(layer name, α)` of every layer's structures."""
-    skip = without_bypass(net, list(choose_structures(net, "weight"))) if structure == "layer" else ()
-    psp.parameterize(net, structure, skip=skip)
+    layers = [name for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    psp.parameterize(net, structure, skip=without_bypass(net, layers) if structure == "layer" else ())
     for name, alpha in psp.structure_parameters(net).items():
         kept = torch.rand(alpha.shape) >= share(name, alpha)
         alpha.copy_(torch.where(kept, 0.5 + torch.rand(alpha.shape), 0.01))

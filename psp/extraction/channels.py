@@ -27,12 +27,13 @@ class Channels(NamedTuple):
         return cls(torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64))
 
     def representative(self, among):
-        """Mask of the one constant channel that can stand for all, by a factor: the largest, of those in `among`.
+        """Mask of one constant channel that can stand for all by a factor, if possible one of those in `among`.
 
-        If they have no constant other than 0, the largest of all.
+        Of those that are not small, a factor of up to ten, it is the first: in a dense block all later layers read it.
         """
         size = self.value.abs()
-        return _one((size * among if (size * among).any() else size).argmax(), len(size))
+        size = size * among if (size * among).any() else size
+        return _one((size >= 0.1 * size.max()).int().argmax(), len(size))
 
     def at_least_one(self, mask):
         """`mask`, or if it is empty one channel, a constant one if there is any: it brings the tensor's shape along."""
