@@ -22,7 +22,8 @@ def cost(model, example_input):
     Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention
     and other matrix products; normalization, activations and additions are not counted. In a parameterized
     layer only the weights of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs
-    that other layers have zeroed are counted: `psp.extract` can save more than this says, never less.
+    that other layers have zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros
+    where a dense kernel of few zeros is faster.
     """
     pruned = sparsity(model).layers
     zeroed = {

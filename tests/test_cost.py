@@ -102,7 +102,7 @@ def test_extracted_columns_cost_what_the_masked_network_says():
 
 @pytest.mark.parametrize("structure", ["column", "channel", "shape"])
 def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_network(structure):
-    """60 % of the structures of every layer pruned: 40 % of the weights are left, and after extraction no more."""
+    """60 % of the structures of every layer pruned: 40 % of the weights are left, and after extraction hardly more."""
     net = fix_sparsity(psp.create_model("resnet20"), structure, 0.6, skip=("conv1", "fc")).eval()
     for alpha in psp.structure_parameters(net).values():
         alpha.data.uniform_(0.5, 1.5)
@@ -112,5 +112,5 @@ def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_netwo
     masked, smaller = psp.cost(net, x), psp.cost(psp.extract(net, x), x)
     left = 1 - psp.sparsity(net).weights
     assert (masked.macs - stay) / (dense.macs - stay) == pytest.approx(left, abs=0.02)
-    assert smaller.macs <= masked.macs
+    assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.layers
     assert smaller.macs >= (0.9 if structure == "column" else 0.3) * masked.macs
