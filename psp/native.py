@@ -4,13 +4,11 @@ Compiled code is kept in a folder of the user's own (~/.cache/psp), under a name
 compiler and the processor's features, so that nobody runs code made for another machine.
 """
 
-import atexit
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -43,7 +41,7 @@ def load(source, flags):
 def library(source, flags):
     """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
     variable, usual, language = COMPILERS[source.suffix]
-    compiler = shlex.split(os.environ.get(variable) or usual)
+    compiler = shlex.split(os.environ.get(variable, usual))
     key = hashlib.sha256(source.read_bytes())
     key.update(repr((compiler, flags, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
@@ -71,6 +69,4 @@ def folder():
             return path
     except (OSError, RuntimeError):  # no home at all is a RuntimeError
         pass
-    path = tempfile.mkdtemp(prefix="psp-")
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return Path(path)
+    return Path(tempfile.mkdtemp(prefix="psp-"))
