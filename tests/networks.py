@@ -19,7 +19,7 @@ def network(name):
             net.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 10))
     else:
         net = psp.create_model(name)
-    side = 64 if name in TORCHVISION else 16
+    side = 48 if name in TORCHVISION else 16
     return randomize(net).eval(), torch.randn(2, 3, side, side)
 
 

@@ -11,7 +11,7 @@ from psp.columns import ColumnSparseConv2d
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@hypothesis.settings(deadline=None, max_examples=80)
+@hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(
     n=st.integers(1, 3),
     c=st.integers(1, 5),

@@ -207,7 +207,7 @@ def test_whole_groups_of_a_convolution_go():
     assert smaller.conv1.out_channels == 4
 
 
-@hypothesis.settings(deadline=None, max_examples=100)
+@hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
     groups=st.sampled_from([1, 1, 2, 4]),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
