@@ -123,8 +123,8 @@ class MovedValues(TorchDispatchMode):
     """Counts the values that a fused training step reads and writes, from the operations of a forward pass.
 
     A convolution reads x and writes y; its gradient reads dy and x and writes dx. Batch norm with ReLU reads y and
-    writes z; its gradient reads dz, z and y and writes dy. An addition is part of it: the residual is read, its gradient
-    written. Pooling reads and writes both ways. Everything is read and written once, whatever a cache could hold.
+    writes z; its gradient reads dz, z and y and writes dy. An addition is part of it: the residual is read, its
+    gradient written. Pooling reads and writes both ways. Everything is read and written once, as if nothing were cached.
     """
 
     def __init__(self):
