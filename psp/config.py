@@ -36,6 +36,7 @@ TRAINING_SOURCES = (
     "models/__init__.py",
     "models/densenet.py",
     "models/resnet.py",
+    "native.py",
     "norm_relu.cpp",
     "parameterize.py",
     "records.py",

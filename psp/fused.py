@@ -3,16 +3,11 @@
 Beside its convolutions a residual network mostly moves memory: batch normalization, addition and ReLU, one after the
 other, read and write every activation several times more than they need to. `fuse` finds the three in a network by
 torch.fx and puts one function in their place; parameters, buffers and, up to rounding, results stay the network's.
-The kernels are built by the machine's C++ compiler, in a second or two, by every process that needs them.
 """
 
 import ctypes
-import functools
 import math
 import operator
-import os
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
@@ -20,32 +15,21 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.errors import KernelError
+from psp.native import load
 
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
 # They change no value; without them the compiler makes no vectors of loops with conditions.
 VALUES_AS_THEY_ARE = ("-fno-math-errno", "-fno-trapping-math")
-OPTIONS = ("-O3", "-march=native", "-fopenmp", "-std=c++17", "-shared", "-fPIC", *VALUES_AS_THEY_ARE)
+OPTIONS = ("-O3", "-fopenmp", "-std=c++17", *VALUES_AS_THEY_ARE)
 BLOCK = 64  # as in norm_relu.cpp
 KERNEL_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 RELUS = (F.relu, torch.relu)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
-@functools.cache
 def kernels():
     """norm_relu.cpp, compiled and loaded. Raises KernelError, with the reason, where it cannot be built."""
-    compiler = os.environ.get("CXX", "c++")
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "norm_relu.so"
-        try:
-            command = [*compiler.split(), *OPTIONS, str(SOURCE), "-o", str(library)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
-            return ctypes.CDLL(str(library))
-        except subprocess.CalledProcessError as error:
-            last = error.stderr.strip().splitlines()[-1:] or ["no message"]
-            raise KernelError(f"{compiler} cannot build {SOURCE.name}: {last[0]}") from error
-        except OSError as error:
-            raise KernelError(f"{SOURCE.name} cannot be built: {error}") from error
+    return load(SOURCE, OPTIONS)
 
 
 class NormReLU(nn.Module):

@@ -34,17 +34,28 @@ def randomize(net):
             module.running_var.uniform_(0.5, 1.5)
             module.weight.uniform_(0.5, 1.5)
             module.bias.normal_(0, 0.3)
+        if isinstance(module, nn.Linear):
+            module.bias.normal_(0, 0.3)
     return net
 
 
 @torch.no_grad()
-def prune(net, structure, share=0.5, **shares):
-    """Parameterize `net` and prune a random share of every layer's structures; `shares` by layer, "." as "__"."""
+def prune(net, structure, share):
+    """Parameterize `net` and prune at random `share(layer name, α)` of every layer's structures."""
     psp.parameterize(net, structure)
-    shares = {name.replace("__", "."): s for name, s in shares.items()}
     for name, alpha in psp.structure_parameters(net).items():
-        kept = torch.rand(alpha.shape) >= shares.get(name, share)
+        kept = torch.rand(alpha.shape) >= share(name, alpha)
         alpha.copy_(torch.where(kept, 0.5 + torch.rand(alpha.shape), 0.01))
+    return net.eval()
+
+
+@torch.no_grad()
+def prune_channels(net, **channels):
+    """Parameterize `net` by channel and prune the listed ones of each layer, whose "." is written "__"."""
+    psp.parameterize(net, "channel")
+    alphas = psp.structure_parameters(net)
+    for name, pruned in channels.items():
+        alphas[name.replace("__", ".")][pruned] = 0.0
     return net.eval()
 
 

@@ -1,58 +1,265 @@
 """psp.extract: the same outputs from a smaller network, for every architecture and structure, and the extreme cases."""
 
 import copy
+import io
 
 import pytest
 import torch
-from networks import TORCHVISION, difference, network, size
+from networks import TORCHVISION, difference, network, prune, prune_channels, randomize, size
+from torch import nn
 
 import psp
+from psp.baselines import attach_norm_masks, prune_by_norm
+from psp.columns import ColumnSparseConv2d
+from psp.errors import ExtractError
 from psp.extract import fold_batchnorm
 from psp.structures import ALPHA_SHAPE
 
 NETWORKS = ("resnet20", "densenet", *TORCHVISION)
-# What a whole network would end with: no path from the image to the classes.
-ONLY_PATH = {"densenet": {"fc": 0.3}, "mobilenet_v3_small": {}, "vgg11_bn": {}, "densenet121": {"classifier": 0.3}}
-LAYER_PRUNED = {
-    "resnet20": ("layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv2", "layer3.1.conv1", "layer3.1.conv2"),
-    "densenet": ("block1.1.conv", "block2.0.conv"),
-    "resnet18": ("layer1.0.conv1", "layer2.0.downsample.0", "layer3.1.conv2"),
-    "resnet50": ("layer1.0.conv1", "layer2.1.conv3", "layer3.0.downsample.0", "layer4.2.conv2"),
-    "densenet121": ("features.denseblock1.denselayer2.conv1", "features.denseblock3.denselayer7.conv2"),
-    "mobilenet_v3_small": ("features.2.block.2.0", "features.5.block.3.0", "features.8.block.2.fc2"),
-    "vgg11_bn": (),
-}
+LAYERS_PRUNED = {
+    "layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv2", "layer3.1.conv1", "layer3.1.conv2",  # resnet20, resnet18
+    "layer2.0.downsample.0", "layer2.1.conv3", "layer4.2.conv2",  # resnet50
+    "block1.1.conv", "block2.0.conv",  # densenet
+    "features.denseblock1.denselayer2.conv1", "features.denseblock3.denselayer7.conv2",  # densenet121
+    "features.2.block.2.0", "features.5.block.3.0", "features.8.block.2.fc2",  # mobilenet_v3_small
+}  # fmt: skip
 
 
-def tolerance(x):
-    return 1e-5 if x.dtype == torch.float32 else 1e-11
+def convolutions(net):
+    return [m for m in net.modules() if isinstance(m, (nn.Conv2d, ColumnSparseConv2d))]
 
 
-def pruned_network(name, structure):
-    """Half of the structures of every layer pruned at random, some layers wholly, some not at all."""
-    net, x = network(name)
-    psp.parameterize(net, structure)
-    alphas = psp.structure_parameters(net)
-    for i, (layer, alpha) in enumerate(alphas.items()):
-        share = 1.0 if layer in LAYER_PRUNED[name] else 0.0 if i % 5 == 0 or alpha.numel() == 1 else 0.5
-        kept = torch.rand(alpha.shape) >= share
-        alpha.data.copy_(torch.where(kept, 0.5 + torch.rand(alpha.shape), 0.01))
-    return net.eval(), x
+def shapes(net):
+    return {name: tensor.shape for name, tensor in net.state_dict().items()}
 
 
 @pytest.mark.parametrize("structure", sorted(ALPHA_SHAPE))
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_architecture_and_structure(name, structure):
-    net, x = pruned_network(name, structure)
-    state = copy.deepcopy(net.state_dict())
-    before = net(x)
+    """Half of the structures of every layer pruned at random, some layers wholly, every fifth not at all."""
+    net, x = network(name)
+    order = [n for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+    def share(layer, alpha):
+        if layer in LAYERS_PRUNED:
+            return 1.0
+        return 0.0 if alpha.numel() == 1 or order.index(layer) % 5 == 0 else 0.5
+
+    prune(net, structure, share)
+    state, before = copy.deepcopy(net.state_dict()), net(x)
     smaller = psp.extract(net, x)
     assert difference(net, smaller, x) < 1e-5
-    assert torch.equal(net(x), before)
+    assert torch.equal(net(x), before), "the input model is as it was"
     assert all(torch.equal(t, state[k]) for k, t in net.state_dict().items())
-    assert psp.structure_parameters(net), "still parameterized"
-    if structure in ("column", "channel"):
-        assert size(smaller) < 0.7 * size(fold_batchnorm(net))
     assert not smaller.training
-    other = torch.randn(1, *x.shape[1:-2], x.shape[2] + 8, x.shape[3] + 5)
-    assert difference(net, smaller, other) < 1e-5, "of another size, one image"
+    assert not any("parametrizations" in k for k in smaller.state_dict())
+    if structure in ("column", "channel"):
+        assert size(smaller) < 0.8 * size(fold_batchnorm(net))
+    if structure == "channel":
+        # Few zeros are left: constants that stand for all at the border, or that fill up a sum for nothing.
+        zeros = sum(int((p == 0).sum()) for p in smaller.parameters())
+        assert zeros < 0.02 * size(smaller) + 2000
+    other = torch.randn(1, 3, x.shape[2] + 8, x.shape[3] + 5)
+    assert difference(net, smaller, other) < 1e-5, "one image of another size"
+
+
+@pytest.mark.parametrize("structure", sorted(ALPHA_SHAPE))
+def test_to_rounding_in_float64(structure):
+    net, x = network("resnet20")
+    prune(net.double(), structure, lambda layer, alpha: 0.6)
+    assert difference(net, psp.extract(net, x.double()), x.double()) < 1e-13
+
+
+def test_parameters_and_macs_of_a_residual_network_by_hand():
+    """ResNet-20 with every second channel of every convolution but the first pruned, and no constants but 0."""
+    net = psp.create_model("resnet20").eval()
+    psp.parameterize(net, "channel", skip=("conv1", "fc"))
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data[::2] = 0.0
+    smaller = psp.extract(net, torch.randn(2, 3, 32, 32))
+    assert difference(net, smaller, torch.randn(2, 3, 32, 32)) < 1e-5
+    # Stage 1 keeps the 16 channels of conv1; of stage 2, 8 in the middle come from stage 1 and every second one is
+    # live of the others: 16 + 8 = 24; likewise 24 + 16 = 40 of stage 3. In a block: half of the channels.
+    streams = [(16, 8, 16), (16, 16, 24), (24, 32, 40)]
+    weights = 3 * 16 * 9 + 3 * 8 * 8 * 9  # second: zeros that cost nothing, 16 outputs of conv2 in stage 1 instead of 8
+    for before, inner, stream in streams:
+        weights += (before * inner + inner * inner) * 9 + 2 * (stream * inner + inner * inner) * 9
+    weights += 40 * 10
+    assert sum(p.numel() for n, p in smaller.named_parameters() if n.endswith("weight")) == weights
+    assert size(smaller) == weights + 10, "and the bias of fc; all others are 0"
+
+
+def test_nothing_pruned_gives_the_network_with_its_normalization_folded():
+    net, x = network("resnet20")
+    folded = fold_batchnorm(net)
+    psp.parameterize(net)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-5
+    assert shapes(smaller) == shapes(folded)
+
+
+def test_fold_batchnorm_keeps_outputs_and_model():
+    net, x = network("resnet20")
+    state = copy.deepcopy(net.state_dict())
+    folded = fold_batchnorm(net)
+    assert difference(net, folded, x) < 1e-5
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    assert all(torch.equal(t, state[k]) for k, t in net.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet20", "densenet", "mobilenet_v3_small"])
+def test_everything_pruned_leaves_the_constant_output(name):
+    net, x = network(name)
+    prune(net, "channel", lambda layer, alpha: 1.0)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-5
+    assert smaller(x).var(0).max() == 0
+    assert size(smaller) < 100
+
+
+def test_a_whole_stage_pruned_is_gone():
+    net, x = network("resnet20")
+    prune(net, "channel", lambda layer, alpha: 1.0 if layer.startswith("layer2.") else 0.0)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-5
+    assert not hasattr(smaller, "layer2")
+    assert len(convolutions(smaller)) == 1 + 6 + 6
+
+
+def test_a_pruned_branch_is_gone_and_its_constant_is_not():
+    net, x = network("resnet20")
+    smaller = psp.extract(prune_channels(net, layer1__1__conv2=range(16)), x)
+    assert difference(net, smaller, x) < 1e-5
+    assert not hasattr(smaller.layer1, "1")
+    assert len(convolutions(smaller)) == 19 - 2
+
+
+def test_a_channel_that_nobody_reads_is_not_computed():
+    """Column pruning of the second convolution takes channels out of the first."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    psp.parameterize(net, "column", skip=("0",))
+    psp.structure_parameters(net)["2"].data[:, :5] = 0.0
+    x = torch.randn(2, 3, 9, 9)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-5
+    assert [tuple(m.weight.shape) for m in convolutions(smaller)] == [(3, 3, 3, 3), (4, 3, 3, 3)]
+
+
+def test_columns_are_taken_out_of_a_convolution_where_many_are_pruned():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 5, 3, padding=1), nn.ReLU()).eval()
+    psp.parameterize(net)
+    alpha = psp.structure_parameters(net)["0"]
+    alpha.data.zero_()[0, [0, 1, 2, 3, 3], [0, 2, 1, 0, 2], [0, 2, 1, 2, 0]] = 1.0
+    x = torch.randn(2, 4, 6, 7)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-6
+    (layer,) = convolutions(smaller)
+    assert layer.weight.shape == (5, 5)
+    assert layer.channels.tolist() == [0, 1, 2, 3, 3]
+    assert layer.taps.tolist() == [0, 8, 4, 2, 6]
+    assert layer.relu, "the ReLU is part of it"
+
+
+@pytest.mark.parametrize(
+    ("taps", "kernel", "pads"),
+    [
+        ([(1, 1)], (1, 1), None),
+        ([(0, 0)], (1, 1), (1, -1, 1, -1)),
+        ([(1, 0), (1, 1), (1, 2)], (1, 3), None),
+        ([(1, 1), (2, 1), (1, 2)], (2, 2), (0, 1, 0, 1)),
+    ],
+)
+def test_a_pruned_shape_is_a_smaller_kernel(taps, kernel, pads):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False)).eval()
+    psp.parameterize(net, "shape")
+    alpha = psp.structure_parameters(net)["0"].data.zero_()
+    for r, s in taps:
+        alpha[0, 0, r, s] = 1.0
+    x = torch.randn(2, 3, 5, 6)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-6
+    (conv,) = convolutions(smaller)
+    assert conv.kernel_size == kernel
+    assert [m.padding for m in smaller.modules() if isinstance(m, nn.ZeroPad2d)] == ([pads] if pads else [])
+
+
+def test_networks_pruned_by_a_baseline():
+    net, x = network("resnet20")
+    prune_by_norm(attach_norm_masks(net, "channel"), 0.5)
+    smaller = psp.extract(net.eval(), x)
+    assert difference(net, smaller, x) < 1e-5
+    assert size(smaller) < 0.5 * size(net)
+
+
+@pytest.mark.parametrize("structure", ["channel", "column", "shape"])
+def test_copied_saved_compiled_and_in_channels_last(structure):
+    net, x = network("resnet20")
+    smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.6), x)
+    file = io.BytesIO()
+    torch.save(smaller, file)
+    file.seek(0)
+    assert difference(net, torch.load(file, weights_only=False), x) < 1e-5
+    twin = copy.deepcopy(smaller)
+    twin.load_state_dict(smaller.state_dict())
+    last = torch.channels_last
+    assert difference(net, twin.to(memory_format=last), x.to(memory_format=last)) < 1e-5
+    assert difference(net, torch.compile(smaller, backend="eager", fullgraph=True), x) < 1e-5
+    smaller(x).sum().backward()
+    assert all(p.grad is not None for p in smaller.parameters()), "it can be trained on"
+
+
+@pytest.mark.parametrize("structure", ["channel", "column", "shape"])
+def test_onnx(structure, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    net, x = network("resnet20")
+    smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.6), x)
+    torch.onnx.export(smaller, (x,), tmp_path / "net.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    expected = net(x).detach()
+    assert (torch.from_numpy(got) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def parameterized():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5)
+    return psp.parameterize(randomize(nn.Sequential(*layers))).eval()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 4, 8, 8), r"layer '0' fails on the example, on input of shape \(2, 4, 8, 8\)"),
+        ((2, 3, 9, 8), r"layer '5' fails on the example, on input of shape \(2, 40\)"),
+        ((2, 3, 2, 2), r"layer '0' fails on the example.*Give an example_input"),
+        ((3, 8, 8), "layer '0' fails on the example.*the batch axis is missing, which makes 4 axes"),
+    ],
+)
+def test_an_example_of_the_wrong_shape_names_the_layer(shape, message):
+    with pytest.raises(ExtractError, match=message):
+        psp.extract(parameterized(), torch.randn(shape))
+
+
+def test_an_example_that_is_no_tensor():
+    with pytest.raises(ExtractError, match=r"example_input must be a tensor .* got \[1, 2\]"):
+        psp.extract(parameterized(), [1, 2])
+
+
+def test_a_model_that_was_never_parameterized():
+    with pytest.raises(ExtractError, match=r"CifarResNet has no parameterized layer.*call psp.parameterize"):
+        psp.extract(psp.create_model("resnet20").eval(), torch.randn(2, 3, 32, 32))
+
+
+def test_a_model_in_training_mode_is_named():
+    net = parameterized()
+    net[1].train()
+    with pytest.raises(ExtractError, match=r"module '1' of Sequential is in training mode; call model.eval"):
+        psp.extract(net, torch.randn(2, 3, 8, 8))
+    with pytest.raises(ExtractError, match="Sequential is in training mode"):
+        psp.extract(net.train(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(ExtractError, match="Sequential is in training mode"):
+        fold_batchnorm(net)

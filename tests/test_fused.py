@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import psp
-from psp import fused
+from psp import fused, native
 from psp.errors import KernelError
 from psp.fused import NormReLU, fuse
 
@@ -202,11 +202,10 @@ def test_a_network_that_cannot_be_traced_is_named():
         fuse(Branching())
 
 
-@pytest.mark.parametrize(
-    ("compiler", "message"),
-    [("no-such-compiler", "cannot be built.*no-such-comp"), ("false", "false cannot build")],
-)
-def test_without_a_compiler_the_reason_is_given(compiler, message, monkeypatch):
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_the_reason_is_given(compiler, monkeypatch):
     monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(KernelError, match=message):
-        fused.kernels.__wrapped__()
+    native.load.cache_clear()
+    with pytest.raises(KernelError, match=rf"norm_relu\.cpp cannot be compiled \(.*{compiler}.*\); install"):
+        fused.kernels()
+    native.load.cache_clear()

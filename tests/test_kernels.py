@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from psp import native
 from psp.errors import ConfigError
 from psp.kernels import column_conv2d, cpu
 from psp.kernels.column_conv import reference
@@ -91,6 +92,34 @@ def test_it_is_the_convolution_with_zeros_in_the_pruned_columns(a_case, form, re
     assert_same(reference(FORMS[form](x), weight, *columns, *lists.values(), relu), expected, len(columns[0]))
 
 
+def test_threads_are_those_of_pytorch():
+    """Its OpenMP runtime is found; without, everything would be right, but on one thread."""
+    if sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info():
+        assert cpu._parallel()
+
+
+@pytest.fixture
+def fresh_kernel():
+    """The kernel is looked for anew, in the test and after it."""
+    for cached in (cpu._kernel, native.load):
+        cached.cache_clear()
+    yield
+    for cached in (cpu._kernel, native.load):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("flags", [("-mavx2", "-mfma"), ("-march=x86-64",)])
+def test_narrower_vectors_than_this_processor_has(monkeypatch, fresh_kernel, flags):
+    """The code that an older processor would run; four to a vector is what ARM has."""
+    if "__AVX2__" not in native.output(["cc", *native.NATIVE, "-dM", "-E", "-x", "c", os.devnull]):
+        pytest.skip("no AVX2 here")
+    monkeypatch.setattr(native, "NATIVE", flags)
+    for k in (1, 3, 7, 9, 12, 16, 21, 29, 40):
+        x, columns, options, expected = case(2, 5, k, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1), 0.4, k)
+        assert_same(column_conv2d(x, *columns, **options, relu=True), expected.relu(), len(columns[1]))
+    assert cpu.available()
+
+
 @pytest.mark.parametrize(
     ("n", "channels", "size", "stride"),
     [(1, 16, 32, 1), (2, 32, 16, 1), (3, 64, 8, 1), (2, 16, 32, 2), (1, 64, 56, 1), (1, 130, 7, 1)],
@@ -137,57 +166,37 @@ def test_gradients_are_those_of_the_convolution_with_zeros():
     assert alone.shape == weight.shape
 
 
-def test_pytorch_compiles_and_checks_the_operator():
+def test_pytorch_compiles_traces_and_checks_the_operator():
     x, columns, options, expected = case(2, 3, 5, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1), 0.4, 0)
     compiled = torch.compile(lambda x: column_conv2d(x, *columns, **options) + 1, backend="aot_eager", fullgraph=True)
     assert_same(compiled(x) - 1, expected, 30)
+    (alike,) = torch.autograd.grad(compiled(leaf := x.clone().requires_grad_()).square().sum(), leaf)
+    (eager,) = torch.autograd.grad((column_conv2d(leaf, *columns, **options) + 1).square().sum(), leaf)
+    torch.testing.assert_close(alike, eager)
+    traced = torch.fx.symbolic_trace(lambda x: column_conv2d(x, *columns, **options))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_function"] == [column_conv2d]
+    assert_same(traced(x), expected, 30)
     lists = [list(value) for value in options.values()]
     torch.library.opcheck(torch.ops.psp.column_conv2d.default, (x, *columns, *lists, True))
 
 
-def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(monkeypatch):
+def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(monkeypatch, fresh_kernel):
     x, columns, options, expected = case(1, 2, 3, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1), 0.5, 0)
-    cpu._kernel.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
-    try:
-        with pytest.warns(UserWarning, match=r"without their speed-up.*no-such-compiler.*Install gcc or clang"):
-            assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
-    finally:
-        cpu._kernel.cache_clear()
+    with pytest.warns(UserWarning, match=r"without their speed-up.*no-such-compiler.*install gcc or clang"):
+        assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_same(column_conv2d(x, *columns, **options), expected, len(columns[1]))
 
 
-def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path):
+def test_a_failing_compiler_is_quoted(monkeypatch, tmp_path, fresh_kernel):
     failing = tmp_path / "cc"
     failing.write_text("#!/bin/sh\necho 'some context' >&2\necho 'error: out of cheese' >&2\nexit 1\n")
     failing.chmod(0o755)
-    cpu._kernel.cache_clear()
     monkeypatch.setenv("CC", str(failing))
-    try:
-        with pytest.warns(UserWarning, match="out of cheese"):
-            assert not cpu.available()
-    finally:
-        cpu._kernel.cache_clear()
-
-
-def test_it_is_compiled_once_for_each_compiler_and_user(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = cpu._library()
-    made = first.stat().st_mtime_ns
-    assert first.parent == tmp_path / "psp"
-    assert cpu._library() == first
-    assert first.stat().st_mtime_ns == made
-    assert os.listdir(first.parent) == [first.name], "nothing half made is left"
-    monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-O2"))
-    assert cpu._library() != first
-
-
-def test_a_home_that_cannot_be_written_to_is_no_hindrance(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert cpu._library().is_file()
+    with pytest.warns(UserWarning, match="out of cheese"):
+        assert not cpu.available()
 
 
 def test_what_does_not_fit_together_is_named():
@@ -216,6 +225,33 @@ def test_triton_kernel_in_its_interpreter():
     assert int(run.stdout) > 0
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [("fp32", "tf32"), ("fp32", "ieee"), ("bf16", "tf32")])
+def test_triton_kernel_compiles_for_a_gpu_that_is_not_here(monkeypatch, tmp_path, dtype, precision):
+    """Down to PTX, and with matrix units wherever the precision allows them."""
+    triton = pytest.importorskip("triton")
+    from psp.kernels import gpu
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"precision": precision, "has_bias": True, "relu": True, "block_p": 64, "block_k": 64, "block_j": 32}
+    names = gpu._column_conv.arg_names
+    kinds = dict.fromkeys(names, "i32") | dict.fromkeys(["out", "x", "weight", "bias"], f"*{dtype}")
+    kinds |= dict.fromkeys(["channels", "taps"], "*i64") | dict.fromkeys(constants, "constexpr")
+    values = {(names.index(name),): value for name, value in constants.items()}
+    source = triton.compiler.ASTSource(gpu._column_conv, kinds, values)
+    compiled = triton.compile(source, target=triton.backends.compiler.GPUTarget("cuda", 90, 32))
+    assert ("mma" in compiled.asm["ptx"]) == (precision == "tf32")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("k", [5, 16, 70])
+def test_on_a_gpu(monkeypatch, k):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    x, columns, options, expected = case(3, 17, k, (9, 8), (3, 3), (2, 1), (1, 1), (1, 2), 0.4, 0)
+    for form in FORMS.values():
+        out = column_conv2d(form(x).cuda(), *(t.cuda() for t in columns), **options, relu=True)
+        assert_same(out.cpu(), expected.relu(), len(columns[1]))
+
+
 def test_onnx_sees_a_convolution_with_zeros(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -225,7 +261,7 @@ def test_onnx_sees_a_convolution_with_zeros(tmp_path):
         def forward(self, x):
             return column_conv2d(x, *columns, **options)
 
-    torch.onnx.export(Layer(), (x,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
+    torch.onnx.export(Layer().eval(), (x,), tmp_path / "layer.onnx", dynamo=True, verbose=False)
     session = runtime.InferenceSession(tmp_path / "layer.onnx", providers=["CPUExecutionProvider"])
     (out,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(out).double(), expected, rtol=1e-5, atol=1e-5)

@@ -26,9 +26,13 @@ class Channels(NamedTuple):
     def all_live(cls, count):
         return cls(torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64))
 
-    def representative(self):
-        """Mask of the one constant channel from which the others can be told by a factor: that of largest |value|."""
-        return _one(self.value.abs().argmax(), len(self.value))
+    def representative(self, among):
+        """Mask of the one constant channel that can stand for all, by a factor: the largest, of those in `among`.
+
+        If they have no constant other than 0, the largest of all.
+        """
+        size = self.value.abs()
+        return _one((size * among if (size * among).any() else size).argmax(), len(size))
 
     def at_least_one(self, mask):
         """`mask`, or if it is empty one channel, a constant one if there is any: it brings the tensor's shape along."""
@@ -39,20 +43,20 @@ def _one(index, count):
     return torch.arange(count) == index
 
 
-def follow(graph, ops):
+def follow(graph):
     """{node: its `Channels`, or None if it is no tensor with channels}, from the inputs to the output."""
     known = {}
     for node in graph.nodes:
-        known[node] = ops[node].forward(known)
+        known[node] = node.meta["op"].forward(known)
     return known
 
 
-def ask(graph, ops, known):
+def ask(graph, known):
     """{node: mask of the channels that are wanted}, from the output to the inputs; of length 1 for what has none."""
     wanted = {node: torch.zeros(_count(known[node]), dtype=torch.bool) for node in graph.nodes}
     for node in reversed(graph.nodes):
         if node.op == "output" or wanted[node].any():
-            for read, mask in ops[node].backward(known, wanted[node]):
+            for read, mask in node.meta["op"].backward(known, wanted):
                 wanted[read] |= mask
     return wanted
 

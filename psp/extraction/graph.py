@@ -160,6 +160,8 @@ def fold_batchnorm_(network):
 class Shapes(fx.Interpreter):
     """Runs the network on an example and writes every tensor's shape into its node; None for what is no tensor."""
 
+    extra_traceback = False  # our messages name the layer
+
     def run_node(self, node):
         try:
             result = super().run_node(node)
@@ -171,6 +173,12 @@ class Shapes(fx.Interpreter):
             ) from error
         node.meta["shape"] = result.shape if isinstance(result, torch.Tensor) else None
         return result
+
+    def call_module(self, target, args, kwargs):
+        layer = self.fetch_attr(target)
+        if type(layer) in CONVOLUTION and args[0].ndim != layer.weight.ndim:
+            raise ValueError(f"the batch axis is missing, which makes {layer.weight.ndim} axes")
+        return super().call_module(target, args, kwargs)
 
 
 def describe(node):

@@ -6,8 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.errors import ExtractError
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, describe
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
 from psp.extraction.layers import Weighted
 from psp.extraction.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
 
@@ -45,22 +44,18 @@ ACTIVATION_FUNCTIONS = {
 
 
 def classify(network):
-    """{node: its `Op`} for every node of a network whose shapes are known.
-
-    Raises ExtractError for a convolution that reads images without a batch axis.
-    """
+    """Write its `Op` into every node's meta["op"]; the shapes are known."""
     modules, count = dict(network.named_modules()), calls(network)
-    ops = {}
     for node in network.graph.nodes:
         if node.op == "placeholder":
-            ops[node] = Input(node)
+            op = Input(node)
         elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
-            ops[node] = _module_op(node, modules[node.target], count[node.target])
+            op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
-            ops[node] = _function_op(node)
+            op = _function_op(node)
         else:
-            ops[node] = Op(node)
-    return ops
+            op = Op(node)
+        node.meta["op"] = op
 
 
 def _has_channels(node):
@@ -74,10 +69,6 @@ def _reads_channels(node):
 def _module_op(node, module, times):
     axes = len(node.all_input_nodes[0].meta["shape"])
     kind = type(module)  # a subclass may do something else
-    if kind in CONVOLUTION and axes != module.weight.ndim:
-        raise ExtractError(
-            f"{describe(node)} reads a tensor of {axes} axes; example_input needs a batch axis: N×channels×height×width"
-        )
     if kind in (*CONVOLUTION, nn.Linear):
         # A layer that is called several times has one weight for several sets of channels: it stays whole.
         return Weighted(node, module) if times == 1 and axes == module.weight.ndim else Op(node)

@@ -1,8 +1,9 @@
 """The operations of a network, each as three rules: what it makes of known channels, what it wants, how it shrinks.
 
 `forward(known)` gives the output's `Channels` from those of its inputs; `backward(known, wanted)` the channels that it
-reads for the output channels `wanted`; `emit(builder, wanted)` writes the operation into the smaller graph.
-`Op` itself is the rule for anything that is not known better: it reads all, and all that it puts out is live.
+reads, given what others want of its output and, so far, of its inputs; `emit(builder, wanted)` writes the operation
+into the smaller graph, for the channels `wanted`. `Op` itself is the rule for anything that is not known better: it
+reads all, and all that it puts out is live.
 """
 
 import torch
@@ -14,6 +15,8 @@ from psp.extraction.channels import Channels
 
 class Op:
     """An operation about which nothing is assumed."""
+
+    has_bias = False
 
     def __init__(self, node, module=None):
         self.node = node
@@ -50,7 +53,7 @@ class Unary(Op):
         return known[self.read]
 
     def backward(self, known, wanted):
-        yield self.read, wanted
+        yield self.read, wanted[self.node]
 
     def emit(self, builder, wanted):
         x, carried = builder.about(self.read, wanted)
@@ -107,7 +110,7 @@ class Flatten(Unary):
         return Channels(live.repeat_interleave(self.size()), value.repeat_interleave(self.size()))
 
     def backward(self, known, wanted):
-        yield self.read, wanted.view(-1, self.size()).any(1)
+        yield self.read, wanted[self.node].view(-1, self.size()).any(1)
 
     def emit(self, builder, wanted):
         x, carried = builder.about(self.read, wanted.view(-1, self.size()).any(1))
@@ -132,7 +135,8 @@ class Pad(Op):
         return Channels.of(live, value)
 
     def backward(self, known, wanted):
-        yield self.node.args[0], known[self.node.args[0]].at_least_one(F.pad(wanted, (-self.front, -self.back)))
+        mask = F.pad(wanted[self.node], (-self.front, -self.back))
+        yield self.node.args[0], known[self.node.args[0]].at_least_one(mask)
 
     def emit(self, builder, wanted):
         read = self.node.args[0]
@@ -158,7 +162,7 @@ class Concatenate(Op):
         return Channels(torch.cat([k.live for k in known]), torch.cat([k.value for k in known]))
 
     def backward(self, known, wanted):
-        return self.parts(wanted)
+        return self.parts(wanted[self.node])
 
     def emit(self, builder, wanted):
         """A part comes with all that it carries: one selection behind it is cheaper than one in each part."""
@@ -184,19 +188,27 @@ class Sum(Op):
         return Channels.of(a.live | b.live, self.function(a.value, b.value))
 
     def backward(self, known, wanted):
-        a, b = (known[n] for n in self.node.args)
-        from_b = wanted & b.live
-        from_a = wanted & (a.live | ~b.live)  # what is wanted although constant comes from the first
-        return (self.node.args[0], from_a), (self.node.args[1], from_b)
+        """Each gives its live channels, and if it has any, constants too: a layer can put them out by its bias.
+
+        It is asked for all of them if nobody else reads it, otherwise for those that are constant in the sum.
+        """
+        mask, constant = wanted[self.node], wanted[self.node] & ~known[self.node].live
+        asked = [(n, mask & known[n].live) for n in self.node.args]
+        if not any(part.any() for _, part in asked):
+            return [(self.node.args[0], mask)]
+        return [
+            (n, mask if n.meta["op"].has_bias and len(n.users) == 1 else part | constant)
+            for n, part in asked
+            if part.any()
+        ]
 
     def emit(self, builder, wanted):
-        reads = self.node.args
-        asked = dict(enumerate(mask.any() for _, mask in self.backward(builder.known, wanted)))
-        if all(asked.values()) and builder.carried[reads[0]].equal(builder.carried[reads[1]]):
+        reads, asked = self.node.args, dict(self.backward(builder.known, builder.wanted))
+        if len(asked) == len(reads) and builder.carried[reads[0]].equal(builder.carried[reads[1]]):
             return builder.call(self.function, *(builder.new[n] for n in reads)), builder.carried[reads[0]]
-        if not asked[1] and not builder.known[reads[1]].value[wanted].any():
+        if reads[1] not in asked and not builder.known[reads[1]].value[wanted].any():
             return builder.take(reads[0], wanted), wanted
-        terms = [builder.take(n, wanted) if asked[i] else builder.constant(n, wanted) for i, n in enumerate(reads)]
+        terms = (builder.take(n, wanted) if n in asked else builder.constant(n, wanted) for n in reads)
         return builder.call(self.function, *terms), wanted
 
 
@@ -209,10 +221,18 @@ class Product(Op):
         return Channels.of((a.live | b.live) & ~zero, torch.where(zero, 0.0, a.value * b.value))
 
     def backward(self, known, wanted):
-        return [(n, wanted) for n in self.node.args]
+        """The live channels; an operand that has none is not needed if the other one has the shape of the product."""
+        mask = wanted[self.node]
+        asked = [(n, mask & known[n].live) for n in self.node.args]
+        for i in (0, 1):
+            if not asked[i][1].any() and asked[1 - i][1].any() and asked[1 - i][0].meta["shape"] == self.shape:
+                return [asked[1 - i]]
+        return [(n, known[n].at_least_one(part)) for n, part in asked]
 
     def emit(self, builder, wanted):
-        return builder.call(torch.mul, *(builder.take(n, wanted) for n in self.node.args)), wanted
+        asked = dict(self.backward(builder.known, builder.wanted))
+        terms = (builder.take(n, wanted) if n in asked else builder.constant(n, wanted) for n in self.node.args)
+        return builder.call(torch.mul, *terms), wanted
 
 
 class Input(Op):

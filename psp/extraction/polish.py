@@ -8,7 +8,7 @@ from psp.columns import ColumnSparseConv2d
 from psp.extraction.graph import BATCHNORM, CONVOLUTION
 from psp.extraction.rewrite import SelectChannels
 
-NEW_TENSOR_FUNCTIONS = (torch.cat, torch.add, torch.sub, torch.mul)
+NEW_TENSOR_FUNCTIONS = (torch.cat, F.pad, torch.add, torch.sub, torch.mul)
 NEW_TENSOR_MODULES = (*CONVOLUTION, *BATCHNORM, nn.Linear, ColumnSparseConv2d, SelectChannels)
 
 

@@ -4,8 +4,11 @@ Every tensor of the new graph carries some of the channels of the old one, in th
 takes it as it is; who needs others gets a selection with the missing constants put in.
 """
 
+from collections import Counter
+
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 # A reader that needs fewer channels than there are selects them if more than this share of them is of no use to it.
 NARROW = 0.2
@@ -20,10 +23,16 @@ class SelectChannels(nn.Module):
         self.register_buffer("constants", constants)
 
     def forward(self, x):
-        if self.constants is not None:
-            constants = self.constants.expand(x.shape[0], -1, *x.shape[2:])
+        constants = None if self.constants is None else self.constants.expand(x.shape[0], -1, *x.shape[2:])
+        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+            # Stay in channels-last, N×H×W×C in memory; everything else would bring the tensor into the other order.
+            x = x.movedim(1, 3)
+            if constants is not None:
+                x = torch.cat([x, constants.movedim(1, 3)], 3)
+            return x.gather(3, self.index.expand(*x.shape[:3], -1)).movedim(3, 1)
+        if constants is not None:
             x = torch.cat([x, constants], 1)
-        return x[:, self.index]
+        return x.index_select(1, self.index)
 
     def extra_repr(self):
         return f"{len(self.index)}, constants={0 if self.constants is None else self.constants.numel()}"
@@ -36,12 +45,13 @@ class Builder:
         self.network, self.known, self.wanted = network, known, wanted
         self.graph = fx.Graph()
         self.new, self.carried, self.taken = {}, {}, {}
+        self.names = Counter()
 
-    def build(self, ops):
+    def build(self):
         """The network with its graph replaced by the smaller one, and without the modules that it does not call."""
         for node in self.network.graph.nodes:
             if node.op in ("output", "placeholder") or self.wanted[node].any():
-                self.new[node], self.carried[node] = ops[node].emit(self, self.wanted[node])
+                self.new[node], self.carried[node] = node.meta["op"].emit(self, self.wanted[node])
         return fx.GraphModule(self.network, self.graph)
 
     def copy(self, node, arguments):
@@ -62,15 +72,25 @@ class Builder:
         if want.equal(carried):
             return self.new[node]
         if key not in self.taken:
-            missing = want & ~carried
-            source = torch.empty(len(want), dtype=torch.long)
-            source[carried] = torch.arange(int(carried.sum()))
-            source[missing] = torch.arange(int(missing.sum())) + int(carried.sum())
-            constants = self.known[node].value[missing]
-            constants = constants.view(1, -1, *[1] * (len(node.meta["shape"]) - 2)) if len(constants) else None
-            name = f"{node.name}_channels_{sum(n is node for n, _ in self.taken)}"
-            self.taken[key] = self.insert(name, SelectChannels(source[want], constants), self.new[node])
+            self.taken[key] = self.selection(node, want)
         return self.taken[key]
+
+    def selection(self, node, want):
+        """A new node with the channels `want` of `node`: a selection, or padding if only zeros around are missing.
+
+        What `node` carries may be of no use but for its shape.
+        """
+        carried, axes = self.carried[node], len(node.meta["shape"])
+        constants = self.known[node].value[want & ~carried]
+        present = carried[want].nonzero().flatten().tolist()
+        if present and int(carried.sum()) == present[-1] - present[0] + 1 == len(present) and not constants.any():
+            around = (present[0], int(want.sum()) - 1 - present[-1])
+            return self.call(F.pad, self.new[node], (0, 0) * (axes - 2) + around)
+        source = torch.empty(len(want), dtype=torch.long)
+        source[carried] = torch.arange(int(carried.sum()))
+        source[want & ~carried] = torch.arange(len(constants)) + int(carried.sum())
+        constants = constants.view(1, -1, *[1] * (axes - 2)) if len(constants) else None
+        return self.insert(self.name(node, "channels"), SelectChannels(source[want], constants), self.new[node])
 
     def about(self, node, want, narrow=True):
         """(new node, its channels ⊇ want): no selection if few of the channels are of no use, or if not `narrow`."""
@@ -87,6 +107,11 @@ class Builder:
     def constant(self, node, want):
         """A buffer 1×C'×1×… with the constants of the channels `want`."""
         value = self.known[node].value[want].view(1, -1, *[1] * (len(node.meta["shape"]) - 2))
-        name = f"{node.name}_constants"
+        name = self.name(node, "constants")
         self.network.register_buffer(name, value)
         return self.graph.get_attr(name)
+
+    def name(self, node, what):
+        """A new name for something that is made for a node."""
+        self.names[node, what] += 1
+        return f"{node.name}_{what}_{self.names[node, what]}"

@@ -10,22 +10,19 @@ numbers: `reference` in plain PyTorch, C on the CPU (`psp.kernels.cpu`), Triton 
 """
 
 import math
+from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils.flop_counter import register_flop_formula
 
 from psp.errors import ConfigError
 from psp.kernels import cpu
 
 OPERATOR = "psp::column_conv2d"
-# Defined by hand rather than by torch.library.custom_op, whose wrappers cost twice as many microseconds a call.
-torch.library.define(
-    OPERATOR,
-    "(Tensor x, Tensor weight, Tensor channels, Tensor taps, Tensor? bias, "
-    "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool relu) -> Tensor",
-)
+GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1, padding=0, dilation=1, relu=False):
@@ -49,6 +46,9 @@ def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1
         ConfigError: shapes that do not fit together; on the CPU also a channel or tap out of range. A GPU would have
             to wait for the CPU to look at these.
     """
+    if has_torch_function_unary(x):  # as in torch.nn.functional; torch.fx then writes one call of this function
+        options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        return handle_torch_function(column_conv2d, (x,), x, weight, channels, taps, bias, **options, relu=relu)
     arguments = (x, weight, channels, taps, bias, *map(pair, (kernel_size, stride, padding, dilation)), relu)
     if torch.onnx.is_in_onnx_export():  # ONNX has no such operator, but a convolution with zeros
         return reference(*arguments)
@@ -60,18 +60,6 @@ def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1
 def pair(value):
     """[value, value] for an integer; of two integers the list."""
     return [value, value] if isinstance(value, int) else list(value)
-
-
-def reference(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
-    """The same in plain PyTorch: a dense convolution with zeros for the pruned columns."""
-    output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
-    (k, _), c, (rows, width) = weight.shape, x.shape[1], kernel_size
-    try:
-        dense = weight.new_zeros(c, rows * width, k).index_put((channels, taps), weight.t(), accumulate=True)
-    except IndexError as error:
-        raise out_of_range(c, kernel_size) from error
-    out = F.conv2d(x, dense.permute(2, 0, 1).reshape(k, c, rows, width), bias, stride, padding, dilation)
-    return (out.relu() if relu else out).contiguous(memory_format=torch.channels_last)
 
 
 def output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation):
@@ -93,48 +81,58 @@ def output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, 
     return shape
 
 
+def reference(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
+    """The operator in plain PyTorch: a dense convolution with zeros for the pruned columns."""
+    output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
+    out = F.conv2d(x, dense(weight, channels, taps, x.shape[1], kernel_size), bias, stride, padding, dilation)
+    return (out.relu() if relu else out).contiguous(memory_format=torch.channels_last)
+
+
+def dense(weight, channels, taps, in_channels, kernel_size):
+    """The K×C×R×S weight, with zeros for the pruned columns."""
+    zeros = weight.new_zeros(in_channels, kernel_size[0] * kernel_size[1], weight.shape[0])
+    try:
+        filled = zeros.index_put((channels, taps), weight.t(), accumulate=True)
+    except IndexError as error:
+        raise out_of_range(in_channels, kernel_size) from error
+    return filled.permute(2, 0, 1).reshape(weight.shape[0], in_channels, *kernel_size)
+
+
 def out_of_range(channels, kernel_size):
     """The ConfigError for a column that the input does not have."""
     return ConfigError(f"a column lies outside the {channels} input channels or the kernel positions of {kernel_size}")
 
 
-torch.library.impl(OPERATOR, "default", reference)
-
-
-@torch.library.impl(OPERATOR, "cpu")
 def on_cpu(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
-    """The C kernel where it can run, else the reference."""
+    """The operator in C where that can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     if not same_dtype((torch.float32,), x, weight, bias) or not cpu.available():
         return reference(*arguments, relu)
-    shape = output_shape(*arguments)
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = fake(*arguments, relu)
     if not cpu.run(out, *arguments, relu):
         raise out_of_range(x.shape[1], kernel_size)
     return out
 
 
-@torch.library.impl(OPERATOR, "cuda")
 def on_cuda(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
-    """The Triton kernel where it can run, else the reference."""
+    """The operator in Triton where that can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
-    if not same_dtype((torch.float32, torch.float16, torch.bfloat16), x, weight, bias) or not find_spec("triton"):
+    if not same_dtype(GPU_DTYPES, x, weight, bias) or not has_triton():
         return reference(*arguments, relu)
     from psp.kernels import gpu  # imports Triton, which takes time and is not there on every platform
 
-    out = torch.empty(output_shape(*arguments), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = fake(*arguments, relu)
     with torch.cuda.device(x.device):
         gpu.run(out, *arguments, relu)
     return out
 
 
-@torch.library.register_fake(OPERATOR)
-def _(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
+def fake(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation, relu):
+    """The operator's result without its numbers; all that PyTorch's compiler needs to know."""
     shape = output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
-@register_flop_formula(torch.ops.psp.column_conv2d)
 def flops(x_shape, weight_shape, *settings, out_shape=None, **options):
     """Two for every multiply-accumulate, for torch.utils.flop_counter: J of them for each output value."""
     return 2 * weight_shape[1] * math.prod(out_shape)
@@ -145,23 +143,44 @@ def same_dtype(allowed, *tensors):
     return tensors[0].dtype in allowed and all(t is None or t.dtype == tensors[0].dtype for t in tensors)
 
 
+@cache
+def has_triton():
+    """Whether Triton is installed, as it is with PyTorch's CUDA wheels."""
+    return find_spec("triton") is not None
+
+
+# Defined by hand rather than by torch.library.custom_op, whose wrappers cost twice as many microseconds a call.
+torch.library.define(
+    OPERATOR,
+    "(Tensor x, Tensor weight, Tensor channels, Tensor taps, Tensor? bias, "
+    "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, bool relu) -> Tensor",
+)
+torch.library.impl(OPERATOR, "default", reference)
+torch.library.impl(OPERATOR, "cpu", on_cpu)
+torch.library.impl(OPERATOR, "cuda", on_cuda)
+torch.library.register_fake(OPERATOR, fake)
+register_flop_formula(torch.ops.psp.column_conv2d)(flops)
+
+
 class Differentiable(torch.autograd.Function):
-    """The operator with a gradient: that of the reference, which backward computes anew."""
+    """The operator with the gradient of the dense convolution, as far as its columns are kept."""
 
     @staticmethod
     def forward(ctx, *arguments):
-        ctx.save_for_backward(*arguments[:5])
+        out = torch.ops.psp.column_conv2d.default(*arguments)
+        ctx.save_for_backward(*arguments[:4], out)
         ctx.settings = arguments[5:]
-        return torch.ops.psp.column_conv2d.default(*arguments)
+        return out
 
     @staticmethod
     def backward(ctx, gradient):
-        with torch.enable_grad():
-            tensors = [
-                t if t is None else t.detach().requires_grad_(needed)
-                for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=False)
-            ]
-            out = reference(*tensors, *ctx.settings)
-        wanted = [i for i, t in enumerate(tensors) if t is not None and t.requires_grad]
-        gradients = dict(zip(wanted, torch.autograd.grad(out, [tensors[i] for i in wanted], gradient), strict=True))
-        return tuple(gradients.get(i) for i in range(5 + len(ctx.settings)))
+        x, weight, channels, taps, out = ctx.saved_tensors
+        kernel_size, stride, padding, dilation, relu = ctx.settings
+        gradient = gradient * (out > 0) if relu else gradient
+        filters = dense(weight, channels, taps, x.shape[1], kernel_size)
+        wanted = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
+        of_x, of_filters, of_bias = torch.ops.aten.convolution_backward(
+            gradient, x, filters, weight.shape[:1], stride, padding, dilation, False, [0, 0], 1, wanted
+        )
+        of_weight = of_filters.flatten(2)[:, channels, taps] if wanted[1] else None
+        return of_x, of_weight, None, None, of_bias, *[None] * len(ctx.settings)

@@ -1,27 +1,21 @@
 """The CPU kernel: `column_conv.c`, compiled for this machine at first use, called through ctypes.
 
-Compiled code is kept in a folder of the user's own (~/.cache/psp), under a name that follows from the source, the
-compiler and the processor's features, so that nobody runs code made for another machine. Without a compiler
-everything works by the reference, and one warning says so.
+Without a compiler everything works by the reference, and one warning says so.
 """
 
 import ctypes
-import hashlib
-import os
-import platform
-import shlex
-import subprocess
-import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from psp.errors import KernelError
+from psp.native import load
+
 SOURCE = Path(__file__).with_name("column_conv.c")
 # No -ffast-math: linking with it would switch off denormals in the whole process.
-FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-shared", "-fPIC")
-NATIVE = "-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native"
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast")
 OUT_OF_MEMORY, BAD_INDEX = 1, 2
 SHAPE = ("n", "c", "h", "w", "k", "j", "kernel_w", "taps", "stride_h", "stride_w", "pad_h", "pad_w", "dil_h", "dil_w")
 SHAPE += ("out_h", "out_w", "relu", "threads")
@@ -61,14 +55,9 @@ def run(out, x, weight, channels, taps, bias, kernel_size, stride, padding, dila
 def _kernel():
     """The C function, or None where it can't be had."""
     try:
-        function = ctypes.CDLL(str(_library())).psp_column_conv
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-        warnings.warn(
-            f"column-sparse convolutions run as dense ones, without their speed-up: their C source could not be "
-            f"compiled ({reason[-1] if reason else error}). Install gcc or clang, or name a C compiler in CC",
-            stacklevel=2,
-        )
+        function = load(SOURCE, FLAGS).psp_column_conv
+    except KernelError as error:
+        warnings.warn(f"column-sparse convolutions run as dense ones, without their speed-up: {error}", stacklevel=2)
         return None
     function.argtypes = [ctypes.POINTER(Shape), *[ctypes.c_void_p] * 7]
     return function
@@ -86,35 +75,3 @@ def _parallel():
         except (OSError, AttributeError):
             continue
     return None
-
-
-def _library():
-    """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    key = hashlib.sha256(SOURCE.read_bytes())
-    key.update(repr((compiler, FLAGS, NATIVE)).encode())
-    # All macros that are predefined: they name the compiler's version and every feature of this processor.
-    key.update(_output([*compiler, NATIVE, "-dM", "-E", "-x", "c", os.devnull]).encode())
-    path = _folder() / f"column_conv-{key.hexdigest()[:32]}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            made = Path(aside) / path.name
-            _output([*compiler, *FLAGS, NATIVE, "-o", str(made), str(SOURCE)])
-            os.replace(made, path)
-    return path
-
-
-def _output(command):
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _folder():
-    """The user's cache folder, or a temporary one where that can't be written to."""
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psp"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):  # no home at all is a RuntimeError
-        pass
-    return Path(tempfile.mkdtemp(prefix="psp-"))

@@ -1,0 +1,72 @@
+"""C and C++ sources, compiled for this machine at first use.
+
+Compiled code is kept in a folder of the user's own (~/.cache/psp), under a name that follows from the source, the
+compiler and the processor's features, so that nobody runs code made for another machine.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from psp.errors import KernelError
+
+NATIVE = ("-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native",)
+# By a source's suffix: the environment variable that names its compiler, the usual one, and the compiler's language.
+COMPILERS = {".c": ("CC", "cc", "c"), ".cpp": ("CXX", "c++", "c++")}
+
+
+@cache
+def load(source, flags):
+    """The shared library of a source file (a Path) compiled with `flags` (a tuple), for calls through ctypes.
+
+    Raises KernelError, with the reason and the remedy, where it cannot be compiled or loaded.
+    """
+    try:
+        return ctypes.CDLL(str(library(source, flags)))
+    except (OSError, subprocess.CalledProcessError) as error:
+        said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+        reason = next((line for line in said if "error:" in line), said[-1])
+        variable = COMPILERS[source.suffix][0]
+        raise KernelError(
+            f"{source.name} cannot be compiled ({reason}); install gcc or clang, or name a compiler in {variable}"
+        ) from error
+
+
+def library(source, flags):
+    """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
+    variable, usual, language = COMPILERS[source.suffix]
+    compiler = shlex.split(os.environ.get(variable, usual))
+    key = hashlib.sha256(source.read_bytes())
+    key.update(repr((compiler, flags, NATIVE)).encode())
+    # All macros that are predefined: they name the compiler's version and every feature of this processor.
+    key.update(output([*compiler, *NATIVE, "-dM", "-E", "-x", language, os.devnull]).encode())
+    path = folder() / f"{source.stem}-{key.hexdigest()[:32]}.so"
+    if not path.exists():
+        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+            made = Path(aside) / path.name
+            output([*compiler, *flags, *NATIVE, "-shared", "-fPIC", "-o", str(made), str(source)])
+            os.replace(made, path)
+    return path
+
+
+def output(command):
+    """What a command prints. Raises CalledProcessError, with its stderr, where it fails."""
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def folder():
+    """The user's cache folder, or a temporary one where that can't be written to."""
+    try:
+        path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psp"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if os.access(path, os.W_OK):
+            return path
+    except (OSError, RuntimeError):  # no home at all is a RuntimeError
+        pass
+    return Path(tempfile.mkdtemp(prefix="psp-"))

@@ -1,0 +1,64 @@
+"""C sources compiled at first use: once a user and compiler, and with one clear error where that is not possible."""
+
+import os
+
+import pytest
+
+from psp.errors import KernelError
+from psp.native import library, load
+
+FLAGS = ("-O1",)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """int answer(void) { return 42; }, in a file whose compiled code goes into a folder of the test's own."""
+    path = tmp_path / "answer.c"
+    path.write_text("int answer(void) { return 42; }")
+    load.cache_clear()
+    yield path
+    load.cache_clear()
+
+
+def test_what_is_compiled_runs(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert load(source, FLAGS).answer() == 42
+
+
+def test_it_is_compiled_once_for_each_source_compiler_and_flags(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = library(source, FLAGS)
+    made = first.stat().st_mtime_ns
+    assert first.parent == tmp_path / "psp"
+    assert library(source, FLAGS) == first
+    assert first.stat().st_mtime_ns == made
+    assert os.listdir(first.parent) == [first.name], "nothing half made is left"
+    assert library(source, ("-O2",)) != first
+    monkeypatch.setenv("CC", "cc -g")
+    assert library(source, FLAGS) != first
+    source.write_text("int answer(void) { return 43; }")
+    assert load(source, FLAGS).answer() == 43
+
+
+def test_a_home_that_cannot_be_written_to_is_no_hindrance(source, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert library(source, FLAGS).is_file()
+
+
+@pytest.mark.parametrize(
+    ("compiler", "message"), [("no-such-compiler", "no-such-compiler"), ("cc --no-such-flag", "no-such-flag")]
+)
+def test_no_compiler_is_one_clear_error(source, monkeypatch, compiler, message):
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(
+        KernelError, match=rf"answer\.c cannot be compiled \(.*{message}.*install gcc or clang, or name"
+    ):
+        load(source, FLAGS)
+
+
+def test_the_reason_is_the_compilers_own(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source.write_text("#error out of cheese")
+    with pytest.raises(KernelError, match="out of cheese"):
+        load(source, FLAGS)
