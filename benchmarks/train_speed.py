@@ -124,7 +124,7 @@ class MovedValues(TorchDispatchMode):
 
     A convolution reads x and writes y; its gradient reads dy and x and writes dx. Batch norm with ReLU reads y and
     writes z; its gradient reads dz, z and y and writes dy. An addition is part of it: the residual is read, its
-    gradient written. Pooling reads and writes both ways. Everything is read and written once, as if nothing were cached.
+    gradient written. Pooling reads and writes both ways. Everything is read and written once: nothing is cached.
     """
 
     def __init__(self):
