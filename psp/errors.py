@@ -17,6 +17,10 @@ class DivergedError(RuntimeError):
     """The training loss became NaN or infinite; the last good checkpoint is kept."""
 
 
+class RunsFailedError(RuntimeError):
+    """Some of several training runs failed; the others have their records."""
+
+
 class NotebookError(RuntimeError):
     """A notebook that the pipeline ran stopped at an error; its executed copy shows where."""
 

@@ -10,7 +10,8 @@ import sys
 import torch
 
 from psp.data import load
-from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError
+from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError
+from psp.jobs import train_runs
 from psp.plan import plan
 from psp.profiles import CHECKPOINTS, ROOT, load_profile
 from psp.records import write_record
@@ -18,6 +19,7 @@ from psp.timing.networks import networks
 from psp.timing.record import timing_record, without_gpu
 from psp.train import train
 
+ERRORS = (CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError)
 FIGURES = {
     "figure_1": "figure_1_structures",
     "figure_2": "figure_2_structure_parameters",
@@ -44,6 +46,13 @@ def check_data(profile, dataset):
             f"{dataset} at hand is {found}, but {path} promises {promised}; "
             f"if the images at hand are right, run again: python -m psp.pipeline data {profile.name}"
         )
+
+
+def train_stage(profile, runs, jobs, in_notebook):
+    """Train runs to their records, all of the profile if none is named; one here, several in processes of their own."""
+    if len(runs) == 1:
+        return train_run(profile, runs[0], in_notebook)
+    return train_runs(profile, runs or list(profile.runs), jobs, in_notebook)
 
 
 def train_run(profile, run, in_notebook=True):
@@ -93,20 +102,22 @@ def execute(notebook, output, parameters):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
     stages = parser.add_subparsers(dest="stage", required=True)
-    for name, function in {"data": data, "plan": plan, "timing": timing, "figure": figure, "train": train_run}.items():
+    functions = {"data": data, "plan": plan, "timing": timing, "figure": figure, "train": train_stage}
+    for name, function in functions.items():
         stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
         stage.add_argument("profile")
         stage.set_defaults(function=function)
     stages.choices["figure"].add_argument("name", choices=FIGURES)
     stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")
-    stage.add_argument("run")
+    stage.add_argument("runs", metavar="run", nargs="*")
+    stage.add_argument("--jobs", type=int, default=1, help="how many runs at a time; 1 by default")
     stage.add_argument("--no-notebook", dest="in_notebook", action="store_false", help="train without papermill")
     options = vars(parser.parse_args(arguments))
     options.pop("stage")
     function = options.pop("function")
     try:
         print(function(load_profile(options.pop("profile")), **options))
-    except (CheckpointError, ConfigError, DataError, DivergedError, NotebookError) as error:
+    except ERRORS as error:
         sys.exit(f"error: {error}")
 
 

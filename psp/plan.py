@@ -20,15 +20,17 @@ def plan(profile):
     if not left:
         return f"{counts}; nothing to train"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speeds, seconds = {}, 0.0
+    speeds, steps, seconds = {}, set(), 0.0
     for config in (profile.config(run) for run in left):
         data = load(config.dataset)
         kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
         if kind not in speeds:
-            speeds[kind] = images_per_second(config, data.to(device), device)
+            speeds[kind], step = images_per_second(config, data.to(device), device)
+            steps.add(step)
         seconds += config.epochs * (len(data.train) - config.holdout) / speeds[kind]
     slowest, fastest = min(speeds.values()), max(speeds.values())
-    return f"{counts}; about {minutes(seconds)} at {slowest:.0f}–{fastest:.0f} images/s on {device_name(device)}"
+    how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
+    return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}"
 
 
 def runs_left(profile):
@@ -42,10 +44,12 @@ def runs_left(profile):
 
 
 def images_per_second(config, data, device):
-    """Training speed of a few steps of the real loop, computed in the fastest way this machine has."""
+    """(speed of a few steps of the real loop, the way they are computed): the fastest way that this machine has."""
     steps_per_epoch(config, data.train)
     with deterministic():
-        return max(choose(config, data.train, data, torch.device(device))["images_per_second"].values())
+        speeds = choose(config, data.train, data, torch.device(device))["images_per_second"]
+    step = max(speeds, key=speeds.get)
+    return speeds[step], step
 
 
 def minutes(seconds):

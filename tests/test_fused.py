@@ -150,15 +150,17 @@ def count(graph_module):
 
 
 @needs_compiler
-@pytest.mark.parametrize("method", ["plain", "psp"])
-def test_a_fused_network_trains_the_parameters_of_the_one_it_was_made_from(method):
+@pytest.mark.parametrize(
+    ("name", "norms", "method"), [("resnet20", 19, "plain"), ("resnet20", 19, "psp"), ("densenet40", 39, "psp")]
+)
+def test_a_fused_network_trains_the_parameters_of_the_one_it_was_made_from(name, norms, method):
     torch.manual_seed(0)
-    model = psp.create_model("resnet20").to(memory_format=torch.channels_last).train()
+    model = psp.create_model(name).to(memory_format=torch.channels_last).train()
     if method == "psp":
         psp.parameterize(model, skip=("conv1", "fc"))
     twin = deepcopy(model)
     network = fuse(model)
-    assert count(network) == 19, "every batch norm of ResNet-20"
+    assert count(network) == norms, "every batch norm"
     x, labels = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(8)
     for forward in (network, twin):
         F.cross_entropy(forward(x), labels).backward()

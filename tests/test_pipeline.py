@@ -142,9 +142,10 @@ def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
 
 def test_the_plan_counts_the_runs_that_are_left(monkeypatch):
     profile = Profile("elsewhere", {"a": RunConfig(method="baseline", epochs=100), "b": RunConfig()})
-    monkeypatch.setattr("psp.plan.images_per_second", lambda *_: 10.0)
+    monkeypatch.setattr("psp.plan.images_per_second", lambda *_: (10.0, "fused bfloat16"))
     monkeypatch.setattr("psp.plan.runs_left", lambda _: ["a", "b"])
-    assert "2 runs, 0 up to date; about 4 h 4 min at 10–10 images/s on " in plan(profile)  # 102 × 1437 / 10 s
+    # 102 epochs of 1437 images at 10 images/s
+    assert "2 runs, 0 up to date; about 4 h 4 min at 10–10 images/s (fused bfloat16) on " in plan(profile)
     monkeypatch.setattr("psp.plan.runs_left", lambda _: [])
     assert plan(profile).endswith("2 runs, 2 up to date; nothing to train")
 
@@ -168,7 +169,9 @@ def test_the_probe_measures_a_speed():
     from psp.data import load
     from psp.plan import images_per_second
 
-    assert 1 < images_per_second(RunConfig(batch_size=8), load("digits"), "cpu") < 1e6
+    speed, step = images_per_second(RunConfig(batch_size=8), load("digits"), "cpu")
+    assert 1 < speed < 1e6
+    assert step.split()[1] in ("float32", "bfloat16")
 
 
 def test_durations_in_words():
