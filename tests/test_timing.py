@@ -69,6 +69,17 @@ def test_every_variant_runs_the_same_network(backend, precision):
     assert net[0].weight.dtype == torch.float32, "the network stays as it is"
 
 
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_compiled_variants_stay_compiled_while_others_are_made():
+    """Nothing is compiled again, without frozen weights, while it is timed; ten of one network are more than usual."""
+    network = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 3)).eval())
+    calls = [make_variant("compile", "float32", network, torch.zeros(n, 3, 5, 5), 1) for n in range(1, 11)]
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert compiled >= 10
+    assert [len(call()) for call in calls] == list(range(1, 11))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
 def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert unavailable("cuda_graph", "float32", CPU) == NO_GPU
     assert "bfloat16" in make_variant("onnxruntime", "bfloat16", small_net(), torch.zeros(1, 3, 8, 8), 1)

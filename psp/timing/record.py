@@ -1,5 +1,7 @@
 """Measure networks on one device and write down all of it: the record that the timing tables and figures read."""
 
+from itertools import product
+
 import torch
 
 from psp.cost import cost
@@ -17,6 +19,31 @@ SIDE = 32  # of the images, in pixels
 CHECK_IMAGES = 8
 
 
+class DenseNetworks:
+    """What the extracted networks are compared with: one of each architecture, made ready (and compiled) only once.
+
+    It is a masked network with its batch normalization folded: zeros take as long as other numbers.
+    """
+
+    def __init__(self, settings):
+        self.settings = settings
+        self.networks = {}
+        self.variants = {}
+
+    def network(self, model, masked):
+        """The network of an architecture, of which `masked` is one."""
+        if model not in self.networks:
+            self.networks[model] = fold_batchnorm(masked)
+        return self.networks[model]
+
+    def calls(self, model, images):
+        """Its variants for a batch of this size, as `make_variants`."""
+        key = model, len(images)
+        if key not in self.variants:
+            self.variants[key] = make_variants(self.networks[model], self.settings, images)
+        return self.variants[key]
+
+
 def timing_record(networks, settings, device):
     """The record of timing `networks` on a device.
 
@@ -25,12 +52,13 @@ def timing_record(networks, settings, device):
         settings: {"batches": […], "backends": […], "precisions": […]}.
         device: a torch device.
     """
+    dense = DenseNetworks(settings)
     return {
         "schema": SCHEMA,
         "kind": device.type,
         "settings": settings,
         "limits": measure_limits(device)._asdict(),
-        "networks": [description | time_network(masked, settings, device) for description, masked in networks],
+        "networks": [about | time_network(about["model"], masked, dense, device) for about, masked in networks],
         "provenance": provenance(device),
     }
 
@@ -48,14 +76,11 @@ def without_gpu(earlier, profile):
     return {"schema": SCHEMA, "kind": "cuda", "unavailable": NO_GPU}
 
 
-def time_network(masked, settings, device):
-    """One network's entry: sparsity, cost, the largest difference of its outputs, and all times, dense and extracted.
-
-    The dense network is the masked one with its batch normalization folded: zeros take as long as other numbers.
-    """
+def time_network(model, masked, dense, device):
+    """One network's entry: sparsity, cost, the largest difference of its outputs, and all its times."""
     masked = masked.to(device)
     images = torch.randn(CHECK_IMAGES, 3, SIDE, SIDE, device=device)
-    networks = {"dense": fold_batchnorm(masked), "extracted": extract(masked, images)}
+    networks = {"dense": dense.network(model, masked), "extracted": extract(masked, images)}
     entry = {
         "sparsity": {"structures": sparsity(masked).structures, "weights": sparsity(masked).weights},
         "cost": {name: cost(network, images[:1])._asdict() for name, network in networks.items()},
@@ -63,34 +88,37 @@ def time_network(masked, settings, device):
         "timings": [],
         "unavailable": [],
     }
-    for batch in settings["batches"]:
-        timings, reasons = time_batch(networks, settings, torch.randn(batch, 3, SIDE, SIDE, device=device))
-        entry["timings"] += timings
-        entry["unavailable"] += [reason for reason in reasons if reason not in entry["unavailable"]]
+    for batch in dense.settings["batches"]:
+        images = torch.randn(batch, 3, SIDE, SIDE, device=device)
+        calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
+        made = {"dense": dense.calls(model, images)[0], "extracted": calls}
+        entry["timings"] += time_batch(networks, made, images)
     return entry
 
 
-def time_batch(networks, settings, images):
-    """(times of every network in every variant, taking turns; the variants that there are not here, and why)."""
-    calls, reasons = {}, []
-    threads = torch.get_num_threads()
-    for backend in settings["backends"]:
-        for precision in settings["precisions"]:
-            for name, network in networks.items():
-                call = make_variant(backend, precision, network, images, threads)
-                if isinstance(call, str):
-                    reasons.append({"backend": backend, "precision": precision, "reason": call})
-                else:
-                    calls[name, backend, precision] = call
-    measured = alternate(calls, images.device, threads)
+def make_variants(network, settings, images):
+    """({(backend, precision): function}, [those that there are not here, and why]) of one network and batch."""
+    calls, missing = {}, []
+    for backend, precision in product(settings["backends"], settings["precisions"]):
+        call = make_variant(backend, precision, network, images, torch.get_num_threads())
+        if isinstance(call, str):
+            missing.append({"backend": backend, "precision": precision, "reason": call})
+        else:
+            calls[backend, precision] = call
+    return calls, missing
+
+
+def time_batch(networks, made, images):
+    """The times of all variants of the dense and of the extracted network, which take turns."""
+    calls = {(name, *variant): call for name, variants in made.items() for variant, call in variants.items()}
+    measured = alternate(calls, images.device, torch.get_num_threads())
     done = {name: work(network, images)._asdict() for name, network in networks.items()}
-    timings = [
-        {"network": key[0], "batch": len(images), "backend": key[1], "precision": key[2]}
-        | timing._asdict()
-        | done[key[0]]
-        for key, timing in measured.items()
+    return [
+        {"network": name, "batch": len(images), "backend": backend, "precision": precision}
+        | measured[name, backend, precision]._asdict()
+        | done[name]
+        for name, backend, precision in calls
     ]
-    return timings, reasons
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def make_variant(backend, precision, model, images, threads):
     model = copy.deepcopy(model).to(**layout)
     if backend == "cuda_graph":
         return _cuda_graph(model, images)
-    return _call(_compiled(model, images) if backend == "compile" else model, images)
+    return _compiled(model, images) if backend == "compile" else _call(model, images)
 
 
 def unavailable(backend, precision, device):
@@ -61,12 +61,13 @@ def _call(model, images):
 
 def _compiled(model, images):
     """Compiled for just this network and batch, weights frozen into the code: the fastest that torch offers."""
+    if isinstance(model, torch.fx.GraphModule):
+        model = torch.fx.GraphModule(model, model.graph)  # code of its own: the compiler keeps few versions of one code
     mode = "max-autotune" if images.is_cuda else None
-    compiled = torch.compile(model, mode=mode, dynamic=False)
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(freezing=True), torch.no_grad():
-        compiled(images)
-    return compiled
+    call = _call(torch.compile(model, mode=mode, dynamic=False), images)
+    with torch._inductor.config.patch(freezing=True):
+        call()
+    return call
 
 
 def _cuda_graph(model, images):
