@@ -86,12 +86,30 @@ def test_parameters_and_macs_of_a_residual_network_by_hand():
     # Stage 1 keeps the 16 channels of conv1; of stage 2, 8 in the middle come from stage 1 and every second one is
     # live of the others: 16 + 8 = 24; likewise 24 + 16 = 40 of stage 3. In a block: half of the channels.
     streams = [(16, 8, 16), (16, 16, 24), (24, 32, 40)]
-    weights = 3 * 16 * 9 + 3 * 8 * 8 * 9  # second: zeros that cost nothing, 16 outputs of conv2 in stage 1 instead of 8
-    for before, inner, stream in streams:
-        weights += (before * inner + inner * inner) * 9 + 2 * (stream * inner + inner * inner) * 9
-    weights += 40 * 10
+    by_stage = [
+        (before * inner + inner * inner) * 9 + 2 * (stream * inner + inner * inner) * 9
+        for before, inner, stream in streams
+    ]
+    by_stage[0] += 3 * 16 * 9  # the first convolution
+    by_stage[0] += 3 * 8 * 8 * 9  # zeros that cost nothing: 16 outputs of the second convolutions instead of 8
+    weights = sum(by_stage) + 40 * 10
     assert sum(p.numel() for n, p in smaller.named_parameters() if n.endswith("weight")) == weights
     assert size(smaller) == weights + 10, "and the bias of fc; all others are 0"
+    macs = sum(w * side * side for w, side in zip(by_stage, (32, 16, 8), strict=True)) + 40 * 10
+    assert psp.cost(smaller, torch.randn(1, 3, 32, 32)) == (weights + 10, macs)
+
+
+def test_the_cost_of_a_column_sparse_network_is_what_the_masks_say_or_less():
+    """Less, where no column of a channel is left and its producer need not compute it."""
+    net = psp.create_model("resnet20")
+    psp.parameterize(net, skip=("conv1", "fc"))
+    torch.manual_seed(0)
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data[torch.rand(alpha.shape) < 0.76] = 0.0
+    image = torch.randn(1, 3, 32, 32)
+    masked, smaller = psp.cost(net.eval(), image), psp.cost(psp.extract(net, image), image)
+    assert 0.85 * masked.macs < smaller.macs <= masked.macs
+    assert 0.85 * masked.params < smaller.params <= masked.params
 
 
 def test_nothing_pruned_gives_the_network_with_its_normalization_folded():

@@ -90,6 +90,7 @@ KNOWN = {
     "residual": Call(lambda x: x + F.relu(x) - x),
     "in place": Call(written),
     "in place methods": Call(lambda x: (x * 1.0).relu_().add_(1.0)),
+    "in place, read again": Call(lambda self, x: self.relu(x) - 2 * x, relu=nn.ReLU(inplace=True)),
     "gate": Call(gated),
     "normalization": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)),
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
