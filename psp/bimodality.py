@@ -26,10 +26,11 @@ def separability(counts, low, high):
     variance = (counts * (centers - mean) ** 2).sum() / max(total, 1)
     if variance == 0:
         return Separability(float("nan"), float("nan"))
-    below = counts.cumsum()[:-1] / total
-    moment = (counts * centers).cumsum()[:-1] / total
-    with np.errstate(divide="ignore", invalid="ignore"):
-        between = np.nan_to_num((mean * below - moment) ** 2 / (below * (1 - below)))
+    below = counts.cumsum()[:-1]  # whole numbers: a cut with nothing on one side is told from rounding
+    proper = (below > 0) & (below < total)
+    moment = (counts * (centers - mean)).cumsum()[:-1]
+    between = np.zeros(len(below))
+    between[proper] = moment[proper] ** 2 / (below * (total - below))[proper]
     best = np.flatnonzero(np.isclose(between, between.max(), rtol=1e-9))
     return Separability(float(between.max() / variance), float(edges[1 + best].mean()))  # empty bins: amid the gap
 

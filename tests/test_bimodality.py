@@ -39,6 +39,17 @@ def test_against_a_search_over_all_cuts(counts):
     assert separability(counts, 0.0, len(counts)).share == pytest.approx(best)
 
 
+@pytest.mark.parametrize("scale", [1, 3, 7, 6240])
+def test_empty_bins_at_the_edges_are_no_groups(scale):
+    """The shape of a real histogram of log10|α|: 70 bins, most of them empty, counts whose shares are not exact."""
+    counts = np.zeros(70)
+    counts[44:57] = scale * np.array([1, 2, 3, 11, 13, 17, 19, 23, 17, 7, 5, 3, 1])
+    share, cut = separability(counts, -6.0, 1.0)
+    assert share == pytest.approx(separability(counts[44:57], 0.0, 1.3).share)
+    assert 0.5 < share < 0.75
+    assert -6 + 0.1 * 44 < cut < -6 + 0.1 * 57
+
+
 def test_one_bin_has_no_groups():
     assert all(math.isnan(x) for x in separability([0, 4, 0], 0.0, 3.0))
 
