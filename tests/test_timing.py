@@ -30,6 +30,7 @@ SETTINGS = {
     "skip": ["conv1", "fc"],
     "structures": ["channel"],
     "sparsities": [0.5],
+    "random_batch": 4,
 }
 
 
@@ -155,6 +156,7 @@ def record():
         "model": "resnet20",
         "structure": "channel",
         "masks": "random",
+        "batches": [64],
         "sparsity": {"structures": 0.5, "weights": 0.5},
         "cost": {"dense": {"params": 40, "macs": 400}, "extracted": {"params": 10, "macs": 100}},
         "timings": timings,
@@ -162,7 +164,7 @@ def record():
         "difference": 1e-7,
     }
     limits = {"bytes_per_s": 4e6, "flops": {"float32": 1e6, "bfloat16": 4e6}}
-    settings = SETTINGS | {"batches": [64], "precisions": ["float32", "bfloat16"]}
+    settings = SETTINGS | {"precisions": ["float32", "bfloat16"]}
     return {"kind": "cpu", "limits": limits, "networks": [network], "settings": settings}
 
 
@@ -207,7 +209,7 @@ def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatc
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batches": [0]}, "timing.batches must hold whole numbers of at least 1, got 0"),
+        ({"batches": [0]}, "timing.batches and random_batch are whole numbers of at least 1, got 0"),
         ({"backends": ["tensorrt"]}, "timing.backends: unknown 'tensorrt'; choose of eager"),
         ({"precisions": ["int8"]}, "timing.precisions: unknown 'int8'"),
         ({"runs": ["x"]}, "timing.runs: the profile has no run 'x'; its runs are a"),
@@ -235,7 +237,7 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
         assert network["difference"] <= 1e-5
         assert network["cost"]["extracted"]["macs"] < 0.75 * network["cost"]["dense"]["macs"]
     table = speed_ups(made)
-    assert len(table) == 2 * 2 * 2  # networks, batches, float32 and any
+    assert len(table) == 2 * 2  # networks, float32 and any
     assert (table["speed_up"] > 0).all()
     assert isinstance(summary_table(made, {"unavailable": NO_GPU}, 4), pd.DataFrame)
 

@@ -22,12 +22,16 @@ def networks(profile, config):
         settings = profile.config(run)
         record = read_record(profile.record_path(run))
         about = {"name": run, "model": settings.model, "structure": settings.structure, "masks": "trained"}
-        yield about | {"masks_sha256": masks_sha256(record)}, trained_masks(settings, record)
+        about |= {"masks_sha256": masks_sha256(record), "batches": list(config.batches)}
+        yield about, trained_masks(settings, record)
     for structure in config.structures:
         for sparsity in config.sparsities:
             name = f"{config.model}-{structure}-{round(100 * sparsity)}"
             about = {"name": name, "model": config.model, "structure": structure, "masks": "random"}
-            yield about, random_masks(config.model, structure, sparsity, config.skip)
+            yield (
+                about | {"batches": [config.random_batch]},
+                random_masks(config.model, structure, sparsity, config.skip),
+            )
 
 
 def masks_sha256(record):

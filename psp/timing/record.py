@@ -49,7 +49,8 @@ def timing_record(networks, settings, device):
 
     Args:
         networks: pairs of a description, a dict for the record, and a masked network in evaluation mode.
-        settings: {"batches": […], "backends": […], "precisions": […]}.
+            Its "model" tells which dense network it is compared with, its "batches" the batch sizes.
+        settings: {"backends": […], "precisions": […]}.
         device: a torch device.
     """
     dense = DenseNetworks(settings)
@@ -58,7 +59,7 @@ def timing_record(networks, settings, device):
         "kind": device.type,
         "settings": settings,
         "limits": measure_limits(device)._asdict(),
-        "networks": [about | time_network(about["model"], masked, dense, device) for about, masked in networks],
+        "networks": [about | time_network(about, masked, dense, device) for about, masked in networks],
         "provenance": provenance(device),
     }
 
@@ -76,11 +77,11 @@ def without_gpu(earlier, profile):
     return {"schema": SCHEMA, "kind": "cuda", "unavailable": NO_GPU}
 
 
-def time_network(model, masked, dense, device):
+def time_network(about, masked, dense, device):
     """One network's entry: sparsity, cost, the largest difference of its outputs, and all its times."""
     masked = masked.to(device)
     images = torch.randn(CHECK_IMAGES, 3, SIDE, SIDE, device=device)
-    networks = {"dense": dense.network(model, masked), "extracted": extract(masked, images)}
+    networks = {"dense": dense.network(about["model"], masked), "extracted": extract(masked, images)}
     entry = {
         "sparsity": {"structures": sparsity(masked).structures, "weights": sparsity(masked).weights},
         "cost": {name: cost(network, images[:1])._asdict() for name, network in networks.items()},
@@ -88,10 +89,10 @@ def time_network(model, masked, dense, device):
         "timings": [],
         "unavailable": [],
     }
-    for batch in dense.settings["batches"]:
+    for batch in about["batches"]:
         images = torch.randn(batch, 3, SIDE, SIDE, device=device)
         calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
-        made = {"dense": dense.calls(model, images)[0], "extracted": calls}
+        made = {"dense": dense.calls(about["model"], images)[0], "extracted": calls}
         entry["timings"] += time_batch(networks, made, images)
     return entry
 

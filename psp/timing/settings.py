@@ -23,6 +23,7 @@ class TimingConfig:
         runs: names of runs of the profile, whose masks are timed.
         model, skip: a network and its layers that stay whole, for random masks.
         structures, sparsities: its random masks, one network for each pair.
+        random_batch: the batch size at which these are timed.
     """
 
     batches: tuple
@@ -33,11 +34,12 @@ class TimingConfig:
     skip: tuple
     structures: tuple
     sparsities: tuple
+    random_batch: int
 
     def __post_init__(self):
-        for batch in self.batches:
+        for batch in (*self.batches, self.random_batch):
             if not isinstance(batch, int) or batch < 1:
-                raise ConfigError(f"timing.batches must hold whole numbers of at least 1, got {batch!r}")
+                raise ConfigError(f"timing.batches and random_batch are whole numbers of at least 1, got {batch!r}")
         for name, known in (("backends", BACKENDS), ("precisions", PRECISIONS)):
             for value in getattr(self, name):
                 if value not in known:

@@ -21,7 +21,7 @@ def speed_ups(record):
     for network in record["networks"]:
         dense, smaller = network["cost"]["dense"], network["cost"]["extracted"]
         reduction = dense["macs"] / max(smaller["macs"], 1)
-        for batch in record["settings"]["batches"]:
+        for batch in network["batches"]:
             for precision in (*record["settings"]["precisions"], "any"):
                 found = {
                     name: fastest(
