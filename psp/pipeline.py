@@ -8,6 +8,7 @@ import json
 import sys
 
 import torch
+from tqdm import tqdm
 
 from psp.data import load
 from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError
@@ -76,7 +77,8 @@ def timing(profile, device=None):
             earlier = json.loads(path.read_text()) if path.is_file() else None
             record = without_gpu(earlier, profile)
         else:
-            record = timing_record(networks(profile, profile.timing), profile.timing.as_dict(), torch.device(kind))
+            pairs = tqdm(networks(profile, profile.timing), total=profile.timing.count, unit="network")
+            record = timing_record(pairs, profile.timing.as_dict(), torch.device(kind))
         write_record(record, path)
     return f"timing: see {profile.timing_path('cpu').parent.relative_to(ROOT)}"
 

@@ -61,6 +61,11 @@ class TimingConfig:
                 raise ConfigError(f"timing.runs: the profile has no run {run!r}; its runs are {', '.join(runs)}")
         return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()})
 
+    @property
+    def count(self):
+        """How many networks are timed."""
+        return len(self.runs) + len(self.structures) * len(self.sparsities)
+
     def as_dict(self):
         """The settings as plain JSON values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
