@@ -17,7 +17,7 @@ from psp.plan import minutes, plan
 from psp.profiles import ROOT, Profile, load_profile
 from psp.records import read_record
 
-BASELINE, PRUNED = "baseline-s0", "psp_weight_decay-1e-2-s0"
+BASELINE, PRUNED, L1 = "baseline-s0", "psp_weight_decay-1e-2-s0", "psp_l1-1e-2-s0"
 
 
 def dvc(folder, *arguments):
@@ -35,7 +35,7 @@ def changed_stages(folder, pipeline="dvc.yaml"):
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """A copy of this repository in which the demo is two runs of one epoch, after `dvc repro`."""
+    """A copy of this repository in which the demo is three runs of one epoch, after `dvc repro`."""
     folder = tmp_path_factory.mktemp("clone")
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
@@ -50,7 +50,10 @@ def repository(tmp_path_factory):
     params["runs"] = {
         BASELINE: {"method": "baseline"},
         PRUNED: {"method": "psp_weight_decay", "structure_decay": 0.01},
+        L1: {"method": "psp_l1", "structure_decay": 0.01},
     }
+    params["timing"] |= {"batches": [1], "random_batch": 1, "backends": ["eager"], "precisions": ["float32"]}
+    params["timing"] |= {"runs": [PRUNED], "structures": ["channel"], "sparsities": [0.5]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     done = dvc(folder, "repro")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,11 +98,13 @@ def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(reposi
     [
         ("psp/figures/figure_3.py", {"figure_3"}),
         ("psp/figures/figure_1.py", {"figure_1"}),
-        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3"}),
+        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3", "timing_tables"}),
+        ("psp/timing/measure.py", {"timing"}),
+        ("psp/kernels/column_conv.c", {"timing"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
         ("README.md", set()),
-        ("psp/train.py", {f"train@{BASELINE}", f"train@{PRUNED}"}),
+        ("psp/train.py", {f"train@{run}" for run in (BASELINE, PRUNED, L1)}),
     ],
 )
 def test_an_edit_makes_only_what_depends_on_it_out_of_date(name, stages, repository):
@@ -155,12 +160,12 @@ def test_the_plan_goes_by_what_dvc_would_train(repository):
         command = [sys.executable, "-m", "psp.pipeline", "plan", "demo"]
         return subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
 
-    assert "2 runs, 2 up to date; nothing to train" in printed()
+    assert "3 runs, 3 up to date; nothing to train" in printed()
     params = repository / "params.yaml"
     before = params.read_text()
     try:
         params.write_text(before.replace("structure_decay: 0.01", "structure_decay: 0.02"))
-        assert "2 runs, 1 up to date; about 1 min at " in printed()
+        assert "3 runs, 1 up to date; about 1 min at " in printed()
     finally:
         params.write_text(before)
 

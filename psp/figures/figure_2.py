@@ -6,6 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from psp.errors import ConfigError
 from psp.figures import COLORS
 from psp.tables import SERIES
 
@@ -37,9 +38,14 @@ def figure_2(records, title):
 
 
 def closest_pair(records):
-    """The two records, one by ℓ1 and one by weight decay, whose sparsities are closest: what is compared fairly."""
+    """The two records, one by ℓ1 and one by weight decay, whose sparsities are closest: what is compared fairly.
+
+    Raises ConfigError where there is no such pair.
+    """
     ours = {m: [r for r in records if r["config"]["method"] == m] for m in ("psp_l1", "psp_weight_decay")}
     pairs = [(a, b) for a in ours["psp_l1"] for b in ours["psp_weight_decay"]]
+    if not pairs:
+        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and the profile lacks runs of one of them")
     return min(pairs, key=lambda pair: abs(pair[0]["sparsity"]["structures"] - pair[1]["sparsity"]["structures"]))
 
 
