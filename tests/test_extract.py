@@ -191,7 +191,8 @@ def test_columns_are_taken_out_of_a_convolution_where_many_are_pruned():
         ([(1, 1)], (1, 1), None),
         ([(0, 0)], (1, 1), (1, -1, 1, -1)),
         ([(1, 0), (1, 1), (1, 2)], (1, 3), None),
-        ([(1, 1), (2, 1), (1, 2)], (2, 2), (0, 1, 0, 1)),
+        ([(1, 1), (2, 1), (1, 2), (2, 2)], (2, 2), (0, 1, 0, 1)),
+        ([(0, 0), (2, 1), (1, 2)], (3, 3), None),  # no smaller kernel: its columns alone
     ],
 )
 def test_a_pruned_shape_is_a_smaller_kernel(taps, kernel, pads):
@@ -206,6 +207,7 @@ def test_a_pruned_shape_is_a_smaller_kernel(taps, kernel, pads):
     assert difference(net, smaller, x) < 1e-6
     (conv,) = convolutions(smaller)
     assert conv.kernel_size == kernel
+    assert psp.cost(smaller, x).params == psp.cost(net, x).params == 4 * 3 * len(taps)
     assert [m.padding for m in smaller.modules() if isinstance(m, nn.ZeroPad2d)] == ([pads] if pads else [])
 
 
