@@ -26,9 +26,10 @@ from tqdm import tqdm
 import psp
 from psp.config import RunConfig
 from psp.data import load
+from psp.fast import deterministic
 from psp.records import device_name
 from psp.timing.work import measure_limits
-from psp.train import choose, compute_as_chosen, deterministic, start, train_epoch
+from psp.train import choose, compute_as_chosen, start, train_epoch
 
 BATCH = 128
 WARMUP_BATCHES = 4  # as many as the DataLoader's workers have ready beforehand

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from psp.baselines import check_share, check_sparsity
-from psp.data import check_dataset
+from psp.data import TREES, check_dataset
 from psp.errors import ConfigError
+from psp.images import SIDE
 from psp.models import check_model
 from psp.parameterize import GRADIENTS, INIT, THRESHOLD, check_gradient, check_threshold
 from psp.structures import check_structure
@@ -18,6 +19,8 @@ from psp.structures import check_structure
 METHODS = ("baseline", "l1_norm", "psp_fixed_sparsity", "psp_l1", "psp_weight_decay")
 PRESCRIBED = ("l1_norm", "psp_fixed_sparsity")
 THRESHOLDED = ("psp_l1", "psp_weight_decay")
+# Training crops grow by so many pixels at a time: few sizes, so that compiled code is used again.
+SIDE_STEP = 16
 
 # The files that decide the numbers of a run. A checkpoint of other code is never resumed, and the training
 # stages of the pipeline depend on just these (a test keeps this list, dvc.yaml and the imports in agreement).
@@ -27,8 +30,13 @@ TRAINING_SOURCES = (
     "choose.py",
     "cifar.py",
     "config.py",
+    "crops.py",
     "data.py",
+    "distributed.py",
+    "drawings.py",
+    "evaluate.py",
     "fast.py",
+    "folders.py",
     "fused.py",
     "images.py",
     "masks.py",
@@ -51,7 +59,7 @@ class RunConfig:
     """Everything that decides the numbers of one run, the machine aside.
 
     Attributes:
-        dataset: "digits", "cifar10" or "cifar100".
+        dataset: "digits", "cifar10", "cifar100", or a tree: "ilsvrc2012", "imagenette", "drawings".
         model: a name that `psp.create_model` knows.
         method: one of `METHODS`.
         structure: granularity of pruning.
@@ -64,6 +72,11 @@ class RunConfig:
         prune_at: share of the training steps, below 1, after which "l1_norm" prunes.
         epochs, batch_size, learning_rate, momentum: of SGD; the rate rises linearly for the first tenth of
             all steps and falls to zero along half a cosine.
+        micro_batches: parts of a batch that are computed one after the other, or by as many processes; batch
+            normalization has the statistics of each.
+        sides: of a tree's square crops, in pixels: for training in the first and in the last epochs (see
+            `train_side`), and for the test. Other sets have 32×32.
+        crop_area: smallest share of an image's area that a tree's training crop has.
         weight_decay: decay λ_w on weights.
         holdout: training images held out for validation. The test set is read once, after the last epoch.
         seed: of initialization, data order and augmentation.
@@ -85,12 +98,16 @@ class RunConfig:
     learning_rate: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    micro_batches: int = 1
+    sides: tuple = (SIDE, SIDE, SIDE)
+    crop_area: float = 0.08
     holdout: int = 0
     seed: int = 0
 
     def __post_init__(self):
-        if isinstance(self.skip, list):  # as JSON, YAML and notebooks write it
-            object.__setattr__(self, "skip", tuple(self.skip))
+        for name in ("skip", "sides"):
+            if isinstance(getattr(self, name), list):  # as JSON, YAML and notebooks write it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in fields(self):
             _check_type(field, getattr(self, field.name))
         check_dataset(self.dataset)
@@ -106,9 +123,31 @@ class RunConfig:
             check_sparsity(self.sparsity)
             check_share(self.structure)
         self._check_ranges()
+        self._check_images()
+
+    def _check_images(self):
+        if self.batch_size % self.micro_batches:
+            raise ConfigError(f"batch_size {self.batch_size} is no multiple of micro_batches {self.micro_batches}")
+        if len(self.sides) != 3 or not all(isinstance(side, int) and side > 0 for side in self.sides):
+            raise ConfigError(f"sides must be three whole numbers above 0, got {list(self.sides)}")
+        if self.dataset not in TREES and set(self.sides) != {SIDE}:
+            raise ConfigError(f"{self.dataset} has images of {SIDE}×{SIDE}: leave sides out, got {list(self.sides)}")
+        if not 0 < self.crop_area <= 1:
+            raise ConfigError(f"crop_area must be above 0 and at most 1, got {self.crop_area}")
+
+    def train_side(self, epoch):
+        """Side of the training crops in an epoch (from 0): first and last and, 16 apart, some between, equally long."""
+        first, last, _ = self.sides
+        steps = math.ceil(abs(last - first) / SIDE_STEP)
+        step = epoch * (steps + 1) // self.epochs
+        return last if step == steps else first + (SIDE_STEP if last > first else -SIDE_STEP) * step
+
+    @property
+    def test_side(self):
+        return self.sides[2]
 
     def _check_ranges(self):
-        positive = ("epochs", "batch_size", "learning_rate")
+        positive = ("epochs", "batch_size", "learning_rate", "micro_batches")
         nonnegative = ("structure_decay", "threshold", "momentum", "weight_decay", "holdout", "seed")
         for name in (*positive, *nonnegative, "init"):
             if not math.isfinite(getattr(self, name)):
@@ -139,7 +178,7 @@ class RunConfig:
 
     def as_dict(self):
         """The settings as plain JSON values."""
-        return {**asdict(self), "skip": list(self.skip)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 def code_sha256():

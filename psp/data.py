@@ -1,28 +1,34 @@
-"""Image sets as whole uint8 tensors, and their augmentation by the batch.
+"""Image sets by name.
 
-CIFAR-10 and CIFAR-100 come from `psp.cifar`; the embedded default, `digits`, are the 1,797 handwritten
-digits that ship with scikit-learn.
+CIFAR-10 and CIFAR-100 come from `psp.cifar`, trees of image folders such as ILSVRC2012 from `psp.folders`; the
+embedded default, `digits`, are the 1,797 handwritten digits that ship with scikit-learn.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from psp.cifar import CIFAR
 from psp.errors import ConfigError
-from psp.images import SIDE, Images
+from psp.images import Images
 
-PADDING = 4
+# Trees of image folders; all other sets have images of 32×32.
+TREES = ("ilsvrc2012", "imagenette", "drawings")
 # The split that holds out training images is the same for every run of every profile.
 HOLDOUT_SEED = 2019
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training and test images, and the mean and standard deviation of the training pixels, per channel, in 0…255."""
+    """Training and test images (`psp.images.Images` or `psp.folders.Files`) and what one should know of them.
+
+    Attributes:
+        mean, std: of the training pixels, per channel, in 0…255.
+        sha256: of pixels and labels; for a tree, of the names and sizes of its files.
+        about: what a record says of a tree: its classes, and files that were left out or converted.
+    """
 
     name: str
     num_classes: int
@@ -31,6 +37,7 @@ class Dataset:
     mean: tuple
     std: tuple
     sha256: str
+    about: dict = field(default_factory=dict)
 
     def to(self, device):
         return replace(self, train=self.train.to(device), test=self.test.to(device))
@@ -45,40 +52,38 @@ class Dataset:
 
     def summary(self):
         """What a run record says of its data."""
-        return {"name": self.name, "train": len(self.train), "test": len(self.test), "sha256": self.sha256}
+        counts = {"train": len(self.train), "test": len(self.test)}
+        return {"name": self.name, **counts, "sha256": self.sha256, **self.about}
 
 
 def load(name):
-    """The `Dataset` called `name`: "digits", "cifar10" or "cifar100".
+    """The `Dataset` called `name`: "digits", "cifar10", "cifar100" or one of `TREES`.
 
-    CIFAR is looked for in $PSP_DATA, then in `data/` beside this package. Nothing is downloaded here.
+    It is looked for in $PSP_DATA, then in `data/` beside this package. Nothing is downloaded here.
     Raises ConfigError for an unknown name, DataError for missing, truncated or mislabelled files.
     """
     check_dataset(name)
+    if name in TREES:
+        return _tree(name)
     train, test = _digits() if name == "digits" else CIFAR[name].load()
-    classes = 10 if name == "digits" else CIFAR[name].num_classes
     digest = hashlib.sha256()
     for part in (train.pixels, train.labels, test.pixels, test.labels):
         digest.update(part.numpy())
     mean, std = _channel_statistics(train.pixels)
-    return Dataset(name, classes, train, test, mean, std, digest.hexdigest())
+    return Dataset(name, classes_of({"name": name}), train, test, mean, std, digest.hexdigest())
 
 
 def check_dataset(name):
     """Raise ConfigError, naming the known ones, unless `name` is a known data set."""
-    if name not in ("digits", *CIFAR):
-        raise ConfigError(f"unknown dataset {name!r}; choose one of digits, {', '.join(CIFAR)}")
+    known = ("digits", *CIFAR, *TREES)
+    if name not in known:
+        raise ConfigError(f"unknown dataset {name!r}; choose one of {', '.join(known)}")
 
 
-def augment(pixels, generator):
-    """Pad by 4 zero pixels, crop 32×32 at random, flip half of the images; one draw per image. uint8 in and out."""
-    n = len(pixels)
-    draw = torch.randint(2 * PADDING + 1, (2, n), generator=generator).to(pixels.device)
-    flip = (torch.rand(n, generator=generator) < 0.5).to(pixels.device)
-    padded = F.pad(pixels, (PADDING,) * 4)
-    windows = padded.unfold(2, SIDE, 1).unfold(3, SIDE, 1)  # a view: N × 3 × 9 × 9 × 32 × 32
-    crops = windows[torch.arange(n, device=pixels.device), :, draw[0], draw[1]]
-    return torch.where(flip.view(-1, 1, 1, 1), crops.flip(3), crops)
+def classes_of(summary):
+    """How many classes a data set has, by what a record says of it."""
+    name = summary["name"]
+    return summary["classes"] if name in TREES else 10 if name == "digits" else CIFAR[name].num_classes
 
 
 def normalize(pixels, mean, std):
@@ -95,6 +100,14 @@ def _channel_statistics(pixels):
     mean = shares @ values
     variance = (shares * (values - mean[:, None]) ** 2).sum(1)
     return tuple(mean.tolist()), tuple(variance.sqrt().tolist())
+
+
+def _tree(name):
+    """A tree of image folders; its validation images are the test set."""
+    from psp import folders  # imports torchvision, which takes seconds, and most runs do without it
+
+    train, val, classes, sha256, noticed = folders.load_tree(name)
+    return Dataset(name, classes, train, val, folders.MEAN, folders.STD, sha256, {"classes": classes, **noticed})
 
 
 def _digits():

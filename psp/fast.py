@@ -10,7 +10,9 @@ computes 1/√(var + ε) anew for every 16 values and comes out no faster than p
 """
 
 import math
+import os
 import time
+from contextlib import contextmanager
 
 import torch
 
@@ -21,17 +23,20 @@ ROUNDS = 3
 CLOSE = 1.4
 
 
-def network(model, choice):
-    """`model` as a function of float32 images, computed the way of `choice`; its logits are float32."""
-    forward = KERNELS[choice["kernels"]](model)
-    precision = getattr(torch, choice["precision"])
-    device = next(model.parameters()).device
+class Network:
+    """A network computed the way of a choice: float32 images in, float32 logits out.
 
-    def logits(images):
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            return forward(images).float()
+    `parallel` is what is made of its module where several processes train it together.
+    """
 
-    return logits
+    def __init__(self, model, choice, parallel=lambda module: module):
+        self.module = parallel(KERNELS[choice["kernels"]](model))
+        self.precision = getattr(torch, choice["precision"])
+        self.device_type = next(model.parameters()).device.type
+
+    def __call__(self, images):
+        with torch.autocast(self.device_type, self.precision, enabled=self.precision != torch.float32):
+            return self.module(images).float()
 
 
 def compiled(model):
@@ -49,8 +54,10 @@ def ways(device):
     """All choices there are for a kind of device, as dicts of "precision" and "kernels"."""
     if device.type == "cuda":
         pairs = [("float32", "plain"), ("bfloat16", "plain"), ("bfloat16", "compiled")]
-    else:
+    elif device.type == "cpu":
         pairs = [(precision, kernels) for kernels in ("plain", "fused") for precision in ("float32", "bfloat16")]
+    else:  # such as "mps", which we never saw: what PyTorch itself promises everywhere
+        pairs = [("float32", "plain")]
     return [{"precision": precision, "kernels": kernels} for precision, kernels in pairs]
 
 
@@ -88,3 +95,18 @@ def fastest(trials, images):
 
 def _name(choice):
     return f"{choice['kernels']} {choice['precision']}"
+
+
+@contextmanager
+def deterministic():
+    """Only algorithms that give the same bits every time, for as long as the context lasts."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    # Otherwise every new tensor is filled with NaN first, a tenth of a step's time. Nothing here reads such memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

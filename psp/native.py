@@ -4,11 +4,13 @@ Compiled code is kept in a folder of the user's own (~/.cache/psp), under a name
 compiler and the processor's features, so that nobody runs code made for another machine.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import tempfile
 from functools import cache
@@ -41,12 +43,12 @@ def load(source, flags):
 def library(source, flags):
     """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
     variable, usual, language = COMPILERS[source.suffix]
-    compiler = shlex.split(os.environ.get(variable, usual))
+    compiler = shlex.split(os.environ.get(variable) or usual)
     key = hashlib.sha256(source.read_bytes())
     key.update(repr((compiler, flags, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
     key.update(output([*compiler, *NATIVE, "-dM", "-E", "-x", language, os.devnull]).encode())
-    path = folder() / f"{source.stem}-{key.hexdigest()[:32]}.so"
+    path = cache_folder() / f"{source.stem}-{key.hexdigest()[:32]}.so"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
             made = Path(aside) / path.name
@@ -60,7 +62,7 @@ def output(command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def folder():
+def cache_folder():
     """The user's cache folder, or a temporary one where that can't be written to."""
     try:
         path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "psp"
@@ -69,4 +71,12 @@ def folder():
             return path
     except (OSError, RuntimeError):  # no home at all is a RuntimeError
         pass
-    return Path(tempfile.mkdtemp(prefix="psp-"))
+    return _temporary_folder()
+
+
+@cache
+def _temporary_folder():
+    """A folder for as long as this process lives."""
+    folder = tempfile.mkdtemp(prefix="psp-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

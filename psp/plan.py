@@ -8,9 +8,10 @@ import torch
 
 from psp.data import load
 from psp.errors import ConfigError
+from psp.fast import deterministic
 from psp.profiles import ROOT
 from psp.records import device_name
-from psp.train import choose, deterministic, steps_per_epoch
+from psp.train import choose, steps_per_epoch
 
 
 def plan(profile):

@@ -1,7 +1,9 @@
 """Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
-profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed.
+profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed. A
+file's section `ilsvrc` is a profile of its own with the same entries, called `<name>/ilsvrc`: its data may be missing
+without harm to the rest, and its results lie in a folder of their own.
 """
 
 from dataclasses import dataclass, replace
@@ -13,6 +15,7 @@ from psp.config import RunConfig
 from psp.errors import ConfigError
 from psp.timing.settings import TimingConfig
 
+SECTIONS = ("ilsvrc",)
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "checkpoints"
 
@@ -37,7 +40,7 @@ class Profile:
 
     def pipeline_file(self):
         """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
-        return profile_path(self.name).with_name("dvc.yaml")
+        return profile_path(self.name.split("/")[0]).with_name("dvc.yaml")
 
     def notebook_path(self, name):
         """Where an executed notebook goes; nothing reads it but people."""
@@ -73,16 +76,20 @@ def profile_path(name):
 
 def load_profile(name):
     """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
-    path = profile_path(name)
+    file, _, section = name.partition("/")
+    path = profile_path(file)
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if content["profile"] != file:
+        raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {file!r}")
+    if section and section not in SECTIONS:
+        raise ConfigError(f"unknown profile {name!r}; {file!r} has the section {', '.join(SECTIONS)}")
+    content = content[section] if section else content
     runs = {}
     for run, settings in content["runs"].items():
         try:
             runs[run] = RunConfig.of({**content["defaults"], **settings})
         except ConfigError as error:
             raise ConfigError(f"{path.relative_to(ROOT)}, run {run!r}: {error}") from error
-    if content["profile"] != name:
-        raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {name!r}")
     try:
         timing = TimingConfig.of(content["timing"], runs)
     except ConfigError as error:

@@ -20,17 +20,19 @@ LIBRARIES = ("torch", "numpy", "scikit-learn")
 LOG10_ALPHA = {"low": -6.0, "high": 1.0, "bins": 70}
 
 
-def make_record(config, data, state, test_error_pct, origin):
-    """The record of a finished run: what was run, on what, and what came out, the final epoch's error only.
+def make_record(config, data, state, test_errors, origin):
+    """The record of a finished run: what was run, on what, and what came out, the final epoch's errors only.
 
-    `origin` is the `provenance` taken when the run (or, for a resumed one, its last sitting) started.
+    `test_errors` are `psp.evaluate.Errors`; `origin` is the `provenance` taken when the run (or, for a resumed one, its
+    last sitting) started.
     """
     pruned = sparsity(state.model)
     return {
         "schema": SCHEMA,
         "config": config.as_dict(),
         "data": data.summary(),
-        "test_error_pct": test_error_pct,
+        "test_error_pct": test_errors.top1,
+        "test_top5_error_pct": test_errors.top5,
         "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
         "layers": {name: layer._asdict() for name, layer in pruned.layers.items()},
         "masks": masks(state.model),

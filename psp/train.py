@@ -1,10 +1,9 @@
 """Training: one plain loop of SGD, the same for all methods, that can be killed at any moment."""
 
 import math
-import os
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,19 +13,20 @@ from tqdm import tqdm
 
 from psp.checkpoint import Checkpoint
 from psp.config import RunConfig
-from psp.data import augment, load, normalize
+from psp.data import load, normalize
+from psp.distributed import ALONE, Processes, Statistics, no_exchange, processes, usual_device
 from psp.errors import CheckpointError, ConfigError, DivergedError, KernelError
-from psp.fast import fastest, network, ways
+from psp.evaluate import errors_pct
+from psp.fast import Network, deterministic, fastest, ways
 from psp.methods import before_step, build_model, groups
 from psp.parameterize import sparsity
 from psp.records import alpha_counts, make_record, provenance, write_record
 
 WARMUP = 0.1
-EVALUATION_BATCH = 500
 # The loss is looked at every so many steps: each look makes a GPU wait for the CPU.
 LOOK_EVERY = 20
 # Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
-TRIAL_STEPS = {"cpu": 1, "cuda": 10}
+TRIAL_STEPS, TRIAL_STEPS_ON_CPU = 10, 1
 
 
 @dataclass
@@ -36,6 +36,7 @@ class State:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
+    processes: Processes = ALONE
     choice: dict | None = None
     network: Callable | None = None
     epoch: int = 0
@@ -46,7 +47,8 @@ class State:
 def train(config, *, checkpoints="checkpoints", device=None, progress=True):
     """Train one run to its end, from its last checkpoint if there is one; returns its record, a JSON-ready dict.
 
-    A run that is finished already is not trained again: its record is returned as it is.
+    A run that is finished already is not trained again: its record is returned as it is. Under `torchrun` its
+    processes train it together, from a folder of checkpoints that all of them see.
 
     Args:
         config: a `RunConfig` or a mapping of its fields.
@@ -59,35 +61,48 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    data = load(config.dataset).to(device)
+    device = torch.device(device) if device else usual_device()
+    with processes(device) as together:
+        return train_together(config, checkpoints, device, progress, together)
+
+
+def train_together(config, checkpoints, device, progress, together):
+    """What `train` does in each of the processes `together`."""
+    together.parts(config.micro_batches)
+    data = together.first(lambda: load(config.dataset)).to(device)
     training, validation = data.hold_out(config.holdout)
     steps = steps_per_epoch(config, training)
     checkpoint = Checkpoint(checkpoints, config, data.sha256)
-    finished = checkpoint.finished_record()
+    finished = together.share(checkpoint.finished_record())
     if finished:  # before: the test set is not read a second time
         return finished
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)
         if not checkpoint.restore(state):
-            state.choice = choose(config, training, data, device)
+            state.choice = together.share(None if together.rank else choose(config, training, data, device))
+        state.processes = together
         compute_as_chosen(state)
-        origin["step"] = state.choice
-        with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=not progress, mininterval=1) as bar:
+        origin |= {"step": state.choice, "processes": together.count}
+        hidden = not progress or together.rank > 0
+        with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=hidden, mininterval=1) as bar:
             while state.epoch < config.epochs:
                 began = time.perf_counter()
                 point = train_epoch(state, training, data, config, bar)
                 if len(validation):
-                    point["validation_error_pct"] = error_pct(state.model, validation, data)
+                    errors = errors_pct(state.model, validation, data, config, together)
+                    point["validation_error_pct"] = errors.top1
                 check_finite(state, config)
                 state.epoch += 1
                 state.curve.append(point)
                 state.seconds += time.perf_counter() - began
-                checkpoint.save(state)
+                if not together.rank:
+                    checkpoint.save(state)
+        errors = errors_pct(state.model, data.test, data, config, together)
+        record = make_record(config, data, state, errors, origin)
+    if not together.rank:
         checkpoint.save_weights(state.model)
-        record = make_record(config, data, state, error_pct(state.model, data.test, data), origin)
-    write_record(record, checkpoint.record)
+        write_record(record, checkpoint.record)
     return record
 
 
@@ -109,13 +124,14 @@ def start(config, num_classes, device):
 
 def choose(config, images, data, device):
     """The fastest way to compute a step of this run here, by trying all on a few of its images."""
-    few = images.rows(slice(0, TRIAL_STEPS[device.type] * config.batch_size))
+    steps = TRIAL_STEPS_ON_CPU if device.type == "cpu" else TRIAL_STEPS
+    few = images.rows(slice(0, steps * config.batch_size))
     still = replace(config, learning_rate=1e-9)  # so that no trial can diverge
 
     def ready(choice):
         state = start(still, data.num_classes, device)
         state.choice = choice
-        state.network = network(state.model, choice)
+        state.network = Network(state.model, choice)
         return lambda: train_epoch(state, few, data, still, tqdm(disable=True))
 
     return fastest([(choice, partial(ready, choice)) for choice in ways(device)], len(few))
@@ -124,7 +140,7 @@ def choose(config, images, data, device):
 def compute_as_chosen(state):
     """Make ready what the state's choice needs. Raises CheckpointError where this machine cannot resume it."""
     try:
-        state.network = network(state.model, state.choice)
+        state.network = Network(state.model, state.choice, state.processes.parallel)
     except KernelError as error:
         raise CheckpointError(
             f"the run was begun with {state.choice['kernels']} kernels, which this machine lacks ({error}); "
@@ -135,28 +151,34 @@ def compute_as_chosen(state):
 def train_epoch(state, images, data, config, bar):
     """One pass over `images` in random order (a last, smaller batch is left out); returns its point of the curve."""
     state.model.train()
+    device, together = next(state.model.parameters()).device, state.processes
     order = torch.randperm(len(images), generator=state.generator).to(images.labels.device)
     batches = [b for b in order.split(config.batch_size) if len(b) == config.batch_size]
+    fed = images.feed(own_parts(images, batches, config, state), config, state.epoch)
+    own = len(together.parts(config.micro_batches))
+    statistics = Statistics(state.model, config.micro_batches)
     first, steps = state.epoch * len(batches), config.epochs * len(batches)
-    losses = torch.zeros(len(batches), device=order.device)
-    wrong = torch.zeros((), device=order.device, dtype=torch.long)
-    for step, batch in enumerate(batches):
+    losses = torch.zeros(len(batches), device=device)
+    wrong = torch.zeros((), device=device, dtype=torch.long)
+    for step in range(len(batches)):
         before_step(state.model, config, first + step, steps)
         rate = learning_rate(first + step, steps, config.learning_rate)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        pixels = augment(images.pixels[batch], state.generator)
-        labels = images.labels[batch]
         state.optimizer.zero_grad()
-        logits = state.network(normalize(pixels, data.mean, data.std))
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        statistics.begin()
+        for part in range(own):
+            with no_exchange(state.network.module) if part + 1 < own else nullcontext():
+                loss, logits, labels = backward(state, next(fed), data, own)
+            statistics.part_done()
+            losses[step] += loss
+            wrong += (logits.argmax(1) != labels).sum()
+        statistics.end(together)
         state.optimizer.step()
-        losses[step] = loss.detach()
-        wrong += (logits.argmax(1) != labels).sum()
         bar.update()
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == len(batches):
             look(state, losses[: step + 1], wrong, config, bar)
+    losses, wrong = together.sum(losses) / together.count, together.sum(wrong)
     return {
         "epoch": state.epoch + 1,
         "loss": losses.mean().item(),
@@ -166,12 +188,31 @@ def train_epoch(state, images, data, config, bar):
     }
 
 
+def backward(state, micro_batch, data, parts):
+    """Gradients of the loss over a micro-batch, one of `parts`; returns its share of the loss, logits and labels."""
+    device = next(state.model.parameters()).device
+    pixels, labels = (tensor.to(device, non_blocking=True) for tensor in micro_batch)
+    logits = state.network(normalize(pixels, data.mean, data.std))
+    loss = F.cross_entropy(logits, labels) / parts
+    loss.backward()
+    return loss.detach(), logits.detach(), labels
+
+
+def own_parts(images, batches, config, state):
+    """(index, draws) of this process's micro-batches; every process draws for whole batches, so that all agree."""
+    size = config.batch_size // config.micro_batches
+    for batch in batches:
+        draws = images.draws(len(batch), state.generator)
+        for part in state.processes.parts(config.micro_batches):
+            yield batch[part * size :][:size], draws[part * size :][:size]
+
+
 def look(state, losses, wrong, config, bar):
     """Show the progress; raise DivergedError, naming the step, if any loss so far is not finite."""
     bad = (~losses.isfinite()).nonzero()
     if len(bad):
         raise diverged(f"the loss became {losses[bad[0, 0]].item()}", state, int(bad[0, 0]) + 1, config)
-    error = 100 * wrong.item() / (len(losses) * config.batch_size)
+    error = 100 * wrong.item() * state.processes.count / (len(losses) * config.batch_size)
     pruned = f"{100 * sparsity(state.model).structures:.1f}%"
     bar.set_postfix(loss=f"{losses[-1].item():.3f}", error=f"{error:.1f}%", sparsity=pruned, refresh=False)
 
@@ -197,29 +238,3 @@ def learning_rate(step, steps, peak):
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-@torch.no_grad()
-def error_pct(model, images, data):
-    """Share of misclassified `images` in percent, in evaluation mode, without augmentation."""
-    model.eval()
-    wrong = 0
-    for rows in torch.arange(len(images), device=images.labels.device).split(EVALUATION_BATCH):
-        logits = model(normalize(images.pixels[rows], data.mean, data.std))
-        wrong += int((logits.argmax(1) != images.labels[rows]).sum())
-    return 100 * wrong / len(images)
-
-
-@contextmanager
-def deterministic():
-    """Only algorithms that give the same bits every time, for as long as the context lasts."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    # Otherwise every new tensor is filled with NaN first, a tenth of a step's time. Nothing here reads such memory.
-    torch.utils.deterministic.fill_uninitialized_memory = False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]

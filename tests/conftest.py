@@ -21,6 +21,12 @@ def few_digits():
         yield
 
 
+@pytest.fixture
+def plain_steps(monkeypatch):
+    """No way to compute is tried out."""
+    monkeypatch.setattr(sys.modules["psp.train"], "choose", lambda *_: PLAIN)
+
+
 @pytest.fixture(scope="session")
 def cifar10():
     return _real("cifar10")

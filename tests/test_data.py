@@ -10,9 +10,9 @@ from torchvision import datasets
 
 from psp.cifar import CIFAR, read_binary
 from psp.cifar import main as download
-from psp.data import augment, load, normalize
+from psp.data import load, normalize
 from psp.errors import ConfigError, DataError
-from psp.images import PIXELS
+from psp.images import PIXELS, Images, augment
 
 
 def write_binary(path, labels, rng, label_bytes=1):
@@ -165,7 +165,7 @@ def test_augmentation_against_one_image_at_a_time():
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(1, 256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
     state = generator.get_state()
-    out = augment(pixels, generator)
+    out = augment(pixels, Images(pixels, None).draws(16, generator))
     generator.set_state(state)
     rows, columns = torch.randint(9, (2, 16), generator=generator).tolist()
     flips = (torch.rand(16, generator=generator) < 0.5).tolist()
@@ -180,7 +180,8 @@ def test_augmentation_draws_every_shift_and_both_flips():
     image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
     image[0, 0] = torch.arange(1, 33, dtype=torch.uint8).view(-1, 1)
     image[0, 1] = torch.arange(1, 33, dtype=torch.uint8)
-    out = augment(image.repeat(4000, 1, 1, 1), torch.Generator().manual_seed(0)).long()
+    draws = Images(image, None).draws(4000, torch.Generator().manual_seed(0))
+    out = augment(image.repeat(4000, 1, 1, 1), draws).long()
     flipped = out[:, 1, 16, 12] > out[:, 1, 16, 20]
     assert 0.45 < flipped.float().mean() < 0.55
     shifts = {

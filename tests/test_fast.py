@@ -10,7 +10,7 @@ import torch
 import psp
 from psp.config import RunConfig
 from psp.errors import CheckpointError, KernelError
-from psp.fast import fastest, network, ways
+from psp.fast import Network, fastest, ways
 from psp.parameterize import parametrizations
 
 training = sys.modules["psp.train"]
@@ -96,7 +96,7 @@ def test_every_way_computes_the_same_network_up_to_rounding(way):
         pytest.skip("no C++ compiler here")
     state = training.start(RunConfig.of(CONFIG), 10, CPU)
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    logits = network(state.model, way)(images)
+    logits = Network(state.model, way)(images)
     expected = training.start(RunConfig.of(CONFIG), 10, CPU).model(images)
     assert logits.dtype == torch.float32
     bound = (0.05 if way["precision"] == "bfloat16" else 1e-4) * expected.abs().max()

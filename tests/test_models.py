@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import psp
+from psp.config import RunConfig
 from psp.data import normalize
 from psp.errors import ConfigError
+from psp.evaluate import errors_pct
 from psp.models import create_model
-from psp.train import error_pct
 
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
@@ -74,7 +75,7 @@ def test_an_independent_authors_weights_score_their_published_error(name, publis
     assert net.load_state_dict(renamed, strict=False).unexpected_keys == []
     net.to(memory_format=torch.channels_last)
     data = replace(cifar10, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    assert error_pct(net, data.test, data) == pytest.approx(published_error, abs=0.005)
+    assert errors_pct(net, data.test, data, RunConfig()).top1 == pytest.approx(published_error, abs=0.005)
 
 
 def test_normalize_gives_zero_mean_and_unit_deviation(cifar10):

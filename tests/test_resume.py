@@ -73,7 +73,7 @@ def never_killed(tmp_path_factory, few_digits):
 @pytest.mark.parametrize(
     ("place", "call", "epochs_kept"),
     [
-        ("psp.train.augment", 6, 1),  # in the middle of the second epoch
+        ("psp.images.augment", 6, 1),  # in the middle of the second epoch
         ("os.replace", 1, 0),  # the first checkpoint is written, but not in place
         ("os.replace", 3, 2),
         ("os.replace", 5, 4),  # all epochs done, the weights not in place, the test set not read

@@ -12,9 +12,10 @@ import psp
 from psp.config import METHODS, RunConfig
 from psp.data import load
 from psp.errors import ConfigError
+from psp.evaluate import errors_pct
 from psp.methods import before_step, build_model, groups
 from psp.parameterize import parametrizations
-from psp.train import error_pct, learning_rate
+from psp.train import learning_rate
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -78,7 +79,8 @@ def test_saved_weights_give_the_recorded_error(finished):
         record = json.loads((path.parent / "record.json").read_text())
         model = build_model(RunConfig.of(record["config"]), data.num_classes)
         model.load_state_dict(load_file(path))
-        assert error_pct(model.to(memory_format=torch.channels_last), data.test, data) == record["test_error_pct"]
+        errors = errors_pct(model.to(memory_format=torch.channels_last), data.test, data, RunConfig())
+        assert errors == (record["test_error_pct"], record["test_top5_error_pct"])
         assert psp.sparsity(model).structures == record["sparsity"]["structures"]
         seen += 1
     assert seen == len(records)

@@ -8,17 +8,24 @@ from psp.errors import ConfigError
 from psp.models.densenet import CIFAR_DENSENETS, CifarDenseNet
 from psp.models.resnet import CIFAR_RESNETS, CifarResNet
 
+# For images of any size; built, and their weights drawn, as torchvision does.
+TORCHVISION = ("resnet18", "resnet50", "densenet121")
 MODELS = {name: partial(CifarResNet, blocks) for name, blocks in CIFAR_RESNETS.items()}
 MODELS |= {name: partial(CifarDenseNet, *variant) for name, variant in CIFAR_DENSENETS.items()}
 
 
 def create_model(name, num_classes=10):
-    """A network for 32×32 images with He-normal weights (He et al. 2015).
+    """A network by name.
 
-    `name` is "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet40" or "densenet_bc100".
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet40" and "densenet_bc100" are for 32×32 images,
+    with He-normal weights (He et al. 2015); "resnet18", "resnet50" and "densenet121" are torchvision's for ILSVRC2012.
     Initialization draws from torch's global random generator. Raises ConfigError for an unknown name.
     """
     check_model(name)
+    if name in TORCHVISION:
+        from torchvision import models  # takes seconds to import, and the other networks do without it
+
+        return models.get_model(name, num_classes=num_classes)
     model = MODELS[name](num_classes=num_classes)
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -28,5 +35,6 @@ def create_model(name, num_classes=10):
 
 def check_model(name):
     """Raise ConfigError, naming the known ones, unless `name` is a known network."""
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(MODELS)}")
+    known = (*MODELS, *TORCHVISION)
+    if name not in known:
+        raise ConfigError(f"unknown model {name!r}; choose one of {', '.join(known)}")

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from itertools import product
 
 import torch
 from torch import nn
 
 from psp.baselines import fix_sparsity
+from psp.data import classes_of
 from psp.masks import apply_masks
 from psp.methods import build_model
 from psp.models import create_model
@@ -17,21 +19,24 @@ SEED = 0
 
 
 def networks(profile, config):
-    """Pairs of a description, a dict for the record, and a masked network: those that a `TimingConfig` names."""
-    for run in config.runs:
+    """Pairs of a description, a dict for the record, and a masked network: those that a `TimingConfig` names.
+
+    Images have the side of a run's test images; for random masks, of the profile's first run. These have as many
+    classes as the runs, 10 where no run is timed.
+    """
+    records = {run: read_record(profile.record_path(run)) for run in config.runs}
+    for run, record in records.items():
         settings = profile.config(run)
-        record = read_record(profile.record_path(run))
         about = {"name": run, "model": settings.model, "structure": settings.structure, "masks": "trained"}
-        about |= {"masks_sha256": masks_sha256(record), "batches": list(config.batches)}
+        about |= {"masks_sha256": masks_sha256(record), "batches": list(config.batches), "side": settings.test_side}
         yield about, trained_masks(settings, record)
-    for structure in config.structures:
-        for sparsity in config.sparsities:
-            name = f"{config.model}-{structure}-{round(100 * sparsity)}"
-            about = {"name": name, "model": config.model, "structure": structure, "masks": "random"}
-            yield (
-                about | {"batches": [config.random_batch]},
-                random_masks(config.model, structure, sparsity, config.skip),
-            )
+    classes = next((classes_of(record["data"]) for record in records.values()), 10)
+    side = next(iter(profile.runs.values())).test_side
+    for structure, sparsity in product(config.structures, config.sparsities):
+        name = f"{config.model}-{structure}-{round(100 * sparsity)}"
+        about = {"name": name, "model": config.model, "structure": structure, "masks": "random"}
+        about |= {"batches": [config.random_batch], "side": side}
+        yield about, random_masks(config.model, structure, sparsity, config.skip, classes)
 
 
 def masks_sha256(record):
@@ -40,18 +45,18 @@ def masks_sha256(record):
 
 
 def trained_masks(config, record):
-    """The network of a run in evaluation mode, for ten classes, with the run's last masks and random weights."""
+    """The network of a run in evaluation mode, with the run's last masks and random weights."""
     torch.manual_seed(SEED)
-    return lively(apply_masks(build_model(config, num_classes=10), record))
+    return lively(apply_masks(build_model(config, classes_of(record["data"])), record))
 
 
-def random_masks(name, structure, sparsity, skip):
+def random_masks(name, structure, sparsity, skip, classes=10):
     """A network in evaluation mode of which the share `sparsity` of the structures of every layer is pruned at random.
 
     With structure "layer" it is the share of the layers.
     """
     torch.manual_seed(SEED)
-    model = create_model(name)
+    model = create_model(name, classes)
     if structure == "layer":
         parameterize(model, structure, skip=skip)
         alphas = list(structure_parameters(model).values())

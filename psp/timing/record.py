@@ -15,7 +15,6 @@ from psp.timing.variants import make_variant
 from psp.timing.work import measure_limits, work
 
 SCHEMA = 1
-SIDE = 32  # of the images, in pixels
 CHECK_IMAGES = 8
 
 
@@ -49,7 +48,7 @@ def timing_record(networks, settings, device):
 
     Args:
         networks: pairs of a description, a dict for the record, and a masked network in evaluation mode.
-            Its "model" tells which dense network it is compared with, its "batches" the batch sizes.
+            Its "model" tells which dense network it is compared with; "batches" and "side" are batch and image sizes.
         settings: {"backends": […], "precisions": […]}.
         device: a torch device.
     """
@@ -80,17 +79,19 @@ def without_gpu(earlier, profile):
 def time_network(about, masked, dense, device):
     """One network's entry: sparsity, cost, the largest difference of its outputs, and all its times."""
     masked = masked.to(device)
-    images = torch.randn(CHECK_IMAGES, 3, SIDE, SIDE, device=device)
+    side = about["side"]
+    images = torch.randn(CHECK_IMAGES, 3, side, side, device=device)
     networks = {"dense": dense.network(about["model"], masked), "extracted": extract(masked, images)}
+    pruned = sparsity(masked)
     entry = {
-        "sparsity": {"structures": sparsity(masked).structures, "weights": sparsity(masked).weights},
+        "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
         "cost": {name: cost(network, images[:1])._asdict() for name, network in networks.items()},
         "difference": difference(networks["extracted"], masked, images),
         "timings": [],
         "unavailable": [],
     }
     for batch in about["batches"]:
-        images = torch.randn(batch, 3, SIDE, SIDE, device=device)
+        images = torch.randn(batch, 3, side, side, device=device)
         calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
         made = {"dense": dense.calls(about["model"], images)[0], "extracted": calls}
         entry["timings"] += time_batch(networks, made, images)

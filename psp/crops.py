@@ -1,0 +1,85 @@
+"""Crops of images of any size: at random for training, the middle for a test; by a DataLoader's workers or here."""
+
+import math
+import os
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as TF
+
+from psp.errors import DataError
+
+# Width over height of a training crop lies between this and its reciprocal, as in Szegedy et al. 2015.
+NARROWEST = 3 / 4
+# A test image is scaled so that its shorter side is this much longer than the crop of its middle: 256 for 224.
+MARGIN = 8 / 7
+PLAIN_BATCH = 100
+DRAWS = 5
+
+
+def decode(path):
+    """The image in a file as uint8 RGB, 3×H×W; greyscale, CMYK and palettes are converted.
+
+    Raises DataError, naming the file, where it cannot be read any more (psp.folders left out what never could).
+    """
+    try:
+        with Image.open(path) as image:
+            pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow raises many kinds, by the file format
+        raise DataError(f"{path} cannot be read as an image any more ({error}); restore it and start again") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1)  # in memory H×W×3, for which resizing is fast
+
+
+class Crops(Dataset):
+    """Crops by items (row, draws): at random by its five numbers in 0…1, or of the middle where draws is None."""
+
+    def __init__(self, files, side, crop_area):
+        self.files, self.side, self.crop_area = files, side, crop_area
+
+    def __getitem__(self, item):
+        row, draws = item
+        image = self.files.image(row)
+        crop = middle(image, self.side) if draws is None else at_random(image, self.side, self.crop_area, draws)
+        return crop, self.files.labels[row]
+
+
+def at_random(image, side, crop_area, draws):
+    """A crop of 3×H×W scaled to 3×side×side: its area, shape and place, and whether it is flipped, are drawn.
+
+    Area is uniform from `crop_area` to all of the image's, width over height log-uniform from 3/4 to 4/3; a side that
+    is longer than the image's is cut to it.
+    """
+    area, shape, down, right, flip = draws.tolist()
+    height, width = image.shape[1:]
+    ratio = math.exp((2 * shape - 1) * -math.log(NARROWEST))
+    pixels = (crop_area + area * (1 - crop_area)) * height * width
+    h = min(height, max(1, round(math.sqrt(pixels / ratio))))
+    w = min(width, max(1, round(math.sqrt(pixels * ratio))))
+    top, left = int(down * (height - h + 1)), int(right * (width - w + 1))
+    crop = TF.resized_crop(image, top, left, h, w, [side, side], antialias=True)
+    return TF.horizontal_flip(crop) if flip < 0.5 else crop
+
+
+def middle(image, side):
+    """The middle side×side of an image that is scaled to a shorter side of 8/7 of that."""
+    return TF.center_crop(TF.resize(image, [round(MARGIN * side)], antialias=True), [side, side])
+
+
+def crops(files, items, side, crop_area=1.0):
+    """An iterator over pairs of uint8 pixels N×3×side×side and labels N, one pair for each list of items."""
+    # Images that are decoded already are cropped faster than workers could hand them over.
+    workers = 0 if files.decoded is not None else cores_of_one()
+    loader = DataLoader(
+        Crops(files, side, crop_area),
+        batch_sampler=items,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+    return iter(loader)
+
+
+def cores_of_one():
+    """This machine's cores, shared by the processes that train on it together."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

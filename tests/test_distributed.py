@@ -1,0 +1,153 @@
+"""Several processes train the run of one: the same images in the same order, and the same numbers up to rounding."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import psp
+from psp.distributed import ALONE, Processes, Statistics
+from psp.errors import ConfigError
+from psp.fast import Network
+from psp.train import State, backward
+
+CONFIG = {
+    "method": "psp_weight_decay",
+    "structure_decay": 0.02,
+    "epochs": 3,
+    "batch_size": 32,
+    "micro_batches": 4,
+    "learning_rate": 0.01,
+}
+CONFIG |= {"model": "resnet20", "holdout": 29}
+# A single step, of the same images: sums of gradients in another order are all that differs.
+ONE_STEP = {**CONFIG, "epochs": 1, "batch_size": 96}
+# Over nine steps rounding grows, wherever a ReLU's input changes its sign: weights by up to a percent, as they do with
+# another number of threads, losses less.
+ROUNDING, GROWN = 1e-6, 1e-4
+ONE_IMAGE = 1.01 * 100 / 96  # in percent of an epoch's: where two logits are nearly the same
+
+SCRIPT = """
+import few, os, psp, signal, sys, torch
+few.use_few_digits()
+torch.set_num_threads(1)
+kill = {kill!r}
+step, steps = torch.optim.SGD.step, []
+def or_die(*arguments):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(*arguments)
+torch.optim.SGD.step = or_die
+record = psp.train({config!r}, checkpoints={folder!r}, device="cpu", progress=False)
+assert record["provenance"]["processes"] == 2
+"""
+
+
+def torchrun(config, folder, kill=0, processes=2):
+    """The ended process of `torchrun` with two gloo processes; the second kills itself in step `kill`."""
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(config=config, folder=str(folder), kill=kill))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(psp.__file__).parents[1]}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, str(script)], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+
+
+def finished(folder):
+    """(record, weights) of the one run in a folder of checkpoints."""
+    (path,) = folder.glob("*/record.json")
+    return json.loads(path.read_text()), load_file(path.with_name("weights.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, few_digits):
+    folder = tmp_path_factory.mktemp("alone")
+    psp.train(CONFIG, checkpoints=folder, device="cpu", progress=False)
+    return finished(folder)
+
+
+def check_same(ours, theirs):
+    for key, tolerance in (("loss", {"rel": GROWN}), ("train_error_pct", {"abs": ONE_IMAGE}), ("sparsity", {"abs": 0})):
+        assert [p[key] for p in ours["curve"]] == pytest.approx([p[key] for p in theirs["curve"]], **tolerance)
+
+
+def test_a_step_of_two_processes_gives_the_weights_of_one(tmp_path, few_digits):
+    psp.train(ONE_STEP, checkpoints=tmp_path / "alone", device="cpu", progress=False)
+    (tmp_path / "two").mkdir()
+    ended = torchrun(ONE_STEP, tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    (record, weights), (other, others) = finished(tmp_path / "two"), finished(tmp_path / "alone")
+    assert record["test_error_pct"] == other["test_error_pct"]
+    assert set(weights) == set(others)
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            largest = float(others[name].abs().max())
+            assert torch.allclose(tensor, others[name], rtol=0, atol=ROUNDING * largest), name
+
+
+def test_two_processes_give_the_losses_of_one(alone, tmp_path):
+    ended = torchrun(CONFIG, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    check_same(finished(tmp_path)[0], alone[0])
+
+
+def test_after_a_process_is_killed_the_run_goes_on_to_the_same_numbers(alone, tmp_path):
+    killed = torchrun(CONFIG, tmp_path, kill=5)  # in the second epoch of three steps
+    assert killed.returncode != 0
+    assert f"exitcode  : {-signal.SIGKILL}" in killed.stderr
+    (checkpoint,) = tmp_path.glob("*/last.pt")
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    again = torchrun(CONFIG, tmp_path)
+    assert again.returncode == 0, again.stderr
+    check_same(finished(tmp_path)[0], alone[0])
+
+
+def test_micro_batches_that_processes_cannot_share_are_an_error_before_training(tmp_path):
+    ended = torchrun({**CONFIG, "micro_batches": 1}, tmp_path)
+    assert ended.returncode != 0
+    assert "micro_batches 1 cannot be shared by 2 processes; set a multiple of that" in ended.stderr
+    with pytest.raises(ConfigError, match="micro_batches 5 cannot be shared by 2 processes"):
+        Processes(0, 2).parts(5)
+    assert [list(Processes(rank, 2).parts(4)) for rank in (0, 1)] == [[0, 1], [2, 3]]
+
+
+def test_without_batch_normalization_micro_batches_change_nothing_but_rounding():
+    """Gradients of a linear network, cut into four parts or not, against torch's own gradient of the whole batch."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    pixels = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.arange(12) % 5
+    data = type("Data", (), {"mean": (100.0,) * 3, "std": (50.0,) * 3})
+    state = State(net, None, None, choice={"precision": "float32", "kernels": "plain"})
+    state.network = Network(net, state.choice)
+    total = sum(backward(state, (p, y), data, 4)[0] for p, y in zip(pixels.split(3), labels.split(3), strict=True))
+    loss = nn.functional.cross_entropy(net((pixels - 100.0) / 50.0), labels)
+    assert total.item() == pytest.approx(loss.item(), rel=1e-6)
+    expected = torch.autograd.grad(loss, list(net.parameters()))
+    for parameter, gradient in zip(net.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_are_the_mean_over_micro_batches_by_hand():
+    norm = nn.BatchNorm2d(2, momentum=0.5)
+    parts = [torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    statistics = Statistics(norm, 3)
+    for _ in range(2):
+        statistics.begin()
+        for part in parts:
+            norm(part)
+            statistics.part_done()
+        statistics.end(ALONE)
+    means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+    variances = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in parts]).mean(0)
+    assert torch.allclose(norm.running_mean, 0.75 * means, atol=1e-6)
+    assert torch.allclose(norm.running_var, 0.25 + 0.75 * variances, atol=1e-6)

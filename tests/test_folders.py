@@ -1,0 +1,245 @@
+"""Trees of image folders: what is read, what is left out and named, and the crops that training and tests are fed."""
+
+import io
+import re
+import tarfile
+from hashlib import md5
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import imagenet
+
+import psp
+from psp import folders
+from psp.config import RunConfig
+from psp.crops import at_random, decode, middle
+from psp.data import load
+from psp.errors import ConfigError, DataError
+
+TREE = {"dataset": "imagenette", "model": "resnet18", "sides": [32, 48, 48]}
+
+
+def save(path, mode="RGB", size=(40, 30), **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch):
+    """An imagenette of two classes, with three images each in train and two in val; PSP_DATA points to it."""
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for split, count in (("train", 3), ("val", 2)):
+        for wnid in ("n01440764", "n02102040"):
+            for number in range(count):
+                save(tmp_path / "imagenette" / split / wnid / f"{wnid}_{number}.JPEG", size=(40 + number, 30))
+    return tmp_path / "imagenette"
+
+
+def test_classes_are_the_folders_in_order(tree):
+    (tree / "train" / "n01440764" / "readme.txt").write_text("no image")
+    data = load("imagenette")
+    assert (data.num_classes, len(data.train), len(data.test)) == (2, 6, 4)
+    assert data.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert data.summary() == {"name": "imagenette", "train": 6, "test": 4, "sha256": data.sha256, "classes": 2}
+    assert torch.equal(data.train.image(4), decode(tree / "train" / "n02102040" / "n02102040_1.JPEG"))
+
+
+def test_the_sha256_tells_names_sizes_and_splits(tree):
+    before = load("imagenette").sha256
+    file = tree / "val" / "n01440764" / "n01440764_0.JPEG"
+    file.rename(file.with_name("renamed.JPEG"))
+    renamed = load("imagenette").sha256
+    save(file.with_name("renamed.JPEG"), size=(90, 80))
+    assert len({before, renamed, load("imagenette").sha256}) == 3
+
+
+def test_what_cannot_be_read_is_left_out_named_and_counted_and_the_rest_converted(tree):
+    train = tree / "train" / "n01440764"
+    whole = save(train / "truncated.JPEG", size=(64, 64)).read_bytes()
+    (train / "truncated.JPEG").write_bytes(whole[: len(whole) // 2])
+    (train / "empty.JPEG").touch()
+    (train / "text.png").write_text("no image")
+    save(train / "grey.JPEG", "L")
+    save(train / "cmyk.JPEG", "CMYK")
+    save(train / "palette.png", "P")
+    data = load("imagenette")
+    noticed = data.summary()
+    assert noticed["unreadable"]["count"] == 3
+    reasons = noticed["unreadable"]["files"]
+    assert set(reasons) == {f"train/n01440764/{n}" for n in ("truncated.JPEG", "empty.JPEG", "text.png")}
+    assert "truncated" in reasons["train/n01440764/truncated.JPEG"]
+    assert noticed["converted_to_rgb"] == {"CMYK": 1, "L": 1, "P": 1}
+    assert noticed["train"] == len(data.train) == 9
+    assert all(data.train.image(k).shape[0] == 3 for k in range(9))
+
+
+def test_the_files_are_looked_at_once(tree, monkeypatch):
+    first = load("imagenette").summary()
+    monkeypatch.setattr(folders, "look", None)
+    assert load("imagenette").summary() == first
+
+
+def test_a_file_that_breaks_while_training_is_named(tree, monkeypatch):
+    monkeypatch.setattr(folders, "MEMORY_SHARE", 0)
+    files = load("imagenette").train
+    assert files.decoded is None
+    files.paths[1].write_bytes(b"")
+    with pytest.raises(DataError, match=r"n01440764_1\.JPEG cannot be read as an image any more"):
+        files.image(1)
+
+
+def test_a_missing_tree_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "ilsvrc2012")) + ".*python -m psp.folders ilsvrc2012"):
+        load("ilsvrc2012")
+
+
+def test_other_classes_in_val_than_in_train_are_an_error(tree):
+    (tree / "val" / "n02102040").rename(tree / "val" / "n03000684")
+    with pytest.raises(DataError, match=r"different classes \(n02102040, n03000684\)"):
+        load("imagenette")
+
+
+def test_a_split_without_images_is_an_error(tree):
+    for file in (tree / "val").glob("*/*"):
+        file.unlink()
+    with pytest.raises(DataError, match="val has no image in any folder"):
+        load("imagenette")
+
+
+def test_images_in_memory_and_images_from_files_feed_the_same(tree, monkeypatch):
+    config = RunConfig.of({**TREE, "crop_area": 0.3, "epochs": 2})
+    fed = {}
+    for where, share in (("memory", 1.0), ("files", 0.0)):
+        monkeypatch.setattr(folders, "MEMORY_SHARE", share)
+        files = load("imagenette").train
+        assert (files.decoded is None) == (where == "files")
+        index = torch.tensor([5, 0, 3])
+        draws = files.draws(3, torch.Generator().manual_seed(0))
+        trained = list(files.feed([(index, draws), (index.flip(0), draws)], config, 1))
+        fed[where] = [*trained, *files.plain(torch.arange(6), config)]
+    for (pixels, labels), (others, also) in zip(fed["memory"], fed["files"], strict=True):
+        assert pixels.dtype == torch.uint8
+        assert pixels.shape[1:] == (3, 48, 48)
+        assert torch.equal(pixels, others)
+        assert torch.equal(labels, also)
+    assert [labels.tolist() for _, labels in fed["files"]] == [[1, 0, 1], [1, 0, 1], [0, 0, 0, 1, 1, 1]]
+
+
+@given(
+    height=st.integers(1, 60), width=st.integers(1, 60), side=st.integers(1, 40), seed=st.integers(0, 99),
+    area=st.floats(0.01, 1),
+)  # fmt: skip
+def test_a_random_crop_lies_in_the_image_and_has_its_side(height, width, side, seed, area):
+    """On a ramp, a crop's values stay within the image's; whatever the numbers drawn, also 0 and nearly 1."""
+    image = torch.linspace(10, 200, width).byte().expand(3, height, width).contiguous()
+    generator = torch.Generator().manual_seed(seed)
+    for draws in (torch.rand(5, generator=generator), torch.zeros(5), torch.full((5,), 1 - 2**-24)):
+        crop = at_random(image, side, area, draws)
+        assert crop.shape == (3, side, side)
+        assert 10 <= crop.min() <= crop.max() <= 200
+
+
+def test_random_crops_have_the_areas_and_shapes_that_were_asked_for():
+    """Of a large image that is its row, then its column number, the crop's corners can be read off."""
+    rows = torch.arange(200, dtype=torch.uint8).view(1, -1, 1).expand(1, 200, 200)
+    image = torch.cat([rows, rows.mT, rows])
+    draws = torch.rand(2000, 5, generator=torch.Generator().manual_seed(0))
+    areas, shapes, flipped = [], [], 0
+    for row in draws:
+        crop = at_random(image, 100, 0.25, row).int()
+        height = int(crop[0, -1, 0] - crop[0, 0, 0])
+        width = int(crop[1, 0, -1] - crop[1, 0, 0])
+        flipped += width < 0
+        areas.append(height * abs(width) / 200**2)
+        shapes.append(abs(width) / height)
+    assert 0.23 < min(areas) < 0.27
+    assert np.mean([a < 0.5 for a in areas]) == pytest.approx(1 / 3, abs=0.05)
+    assert (min(shapes), max(shapes)) == pytest.approx((3 / 4, 4 / 3), abs=0.03)
+    assert flipped / 2000 == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_middle_of_an_image_by_hand():
+    image = torch.zeros(3, 80, 240, dtype=torch.uint8)
+    image[:, 20:60, 100:140] = 255
+    crop = middle(image, 70)  # scaled by one, 70×70 of the middle: rows 5 to 75, columns 85 to 155
+    assert torch.equal(crop, image[:, 5:75, 85:155])
+
+
+def test_sides_grow_in_equally_long_steps():
+    config = RunConfig.of({**TREE, "sides": [64, 112, 128], "epochs": 8})
+    assert [config.train_side(epoch) for epoch in range(8)] == [64, 64, 80, 80, 96, 96, 112, 112]
+    assert config.test_side == 128
+    odd = RunConfig.of({**TREE, "sides": [64, 40, 64], "epochs": 3})
+    assert [odd.train_side(epoch) for epoch in range(3)] == [64, 48, 40]
+    assert RunConfig.of({**TREE, "sides": [64, 64, 64], "epochs": 1}).train_side(0) == 64
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"sides": [64, 64]}, r"sides must be three whole numbers above 0, got \[64, 64\]"),
+        ({"sides": [64, 64, 0]}, "sides must be three"),
+        ({"crop_area": 0}, "crop_area must be above 0 and at most 1"),
+        ({"dataset": "cifar10"}, "cifar10 has images of 32×32: leave sides out"),
+        ({"batch_size": 64, "micro_batches": 3}, "batch_size 64 is no multiple of micro_batches 3"),
+        ({"micro_batches": 0}, "micro_batches must be above 0"),
+    ],
+)
+def test_settings_of_a_tree_are_checked(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        RunConfig.of({**TREE, **settings})
+
+
+@pytest.mark.usefixtures("plain_steps")
+def test_a_network_of_torchvision_trains_on_the_drawings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    settings = {"dataset": "drawings", "model": "resnet18", "structure": "channel", "structure_decay": 0.01}
+    settings |= {"sides": [32, 32, 48], "batch_size": 32, "epochs": 1}
+    record = psp.train(settings, checkpoints=tmp_path / "checkpoints", device="cpu", progress=False)
+    assert record["data"]["converted_to_rgb"] == {"CMYK": 1, "L": 1}
+    assert (record["data"]["train"], record["data"]["test"]) == (160, 80)
+    assert record["test_top5_error_pct"] == 0, "among four classes the right one is always in the five best"
+    assert 0 < record["test_error_pct"] <= 100
+    assert len(record["layers"]) == 19
+
+
+def tar(path, files):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return path.read_bytes()
+
+
+def test_official_tars_are_checked_by_their_md5(tmp_path):
+    for name, _ in imagenet.ARCHIVE_META.values():
+        tar(tmp_path / name, {"wrong": b"x"})
+    with pytest.raises(DataError, match="archive"):
+        folders.unpack(tmp_path)
+
+
+def test_tars_that_are_right_become_a_tree(tmp_path, monkeypatch):
+    """Small tars built as the official ones are; their md5 and the devkit, which holds MATLAB files, are replaced."""
+    image = save(tmp_path / "image.JPEG").read_bytes()
+    inner = tar(tmp_path / "inner.tar", {"n01440764_1.JPEG": image})
+    made = {
+        "train": tar(tmp_path / "ILSVRC2012_img_train.tar", {"n01440764.tar": inner}),
+        "val": tar(tmp_path / "ILSVRC2012_img_val.tar", {"ILSVRC2012_val_00000001.JPEG": image}),
+    }
+    for kind, content in made.items():
+        monkeypatch.setitem(imagenet.ARCHIVE_META, kind, (imagenet.ARCHIVE_META[kind][0], md5(content).hexdigest()))
+    monkeypatch.setattr(imagenet, "parse_devkit_archive", lambda root: None)
+    monkeypatch.setattr(imagenet, "load_meta_file", lambda root: ({}, ["n01440764"]))
+    folders.unpack(str(tmp_path))
+    found = {p.relative_to(tmp_path).as_posix() for s in ("train", "val") for p in Path(tmp_path, s).glob("*/*")}
+    assert found == {"train/n01440764/n01440764_1.JPEG", "val/n01440764/ILSVRC2012_val_00000001.JPEG"}
