@@ -19,7 +19,7 @@ help:
 
 repro: $(BIN)/.ready
 	$(BIN)/python -m psp.pipeline plan $(PROFILE)
-	$(BIN)/dvc repro $(PIPELINE)
+	$(BIN)/dvc repro --keep-going $(PIPELINE)
 
 test: $(BIN)/.ready
 	$(BIN)/ruff check .

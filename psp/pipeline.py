@@ -1,20 +1,22 @@
-"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | timing | figure PROFILE ….
+"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | sweep | timing | figure PROFILE ….
 
 Each stage checks what it was given before it starts to work, and ends with one line of error, not a traceback.
 """
 
 import argparse
 import json
+import os
 import sys
 
 import torch
+from torch import distributed
 from tqdm import tqdm
 
 from psp.data import load
 from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError
 from psp.jobs import train_runs
 from psp.plan import plan
-from psp.profiles import CHECKPOINTS, ROOT, load_profile
+from psp.profiles import CHECKPOINTS, ROOT, load_profile, with_sections
 from psp.records import write_record
 from psp.timing.networks import networks
 from psp.timing.record import timing_record, without_gpu
@@ -26,6 +28,7 @@ FIGURES = {
     "figure_2": "figure_2_structure_parameters",
     "figure_3": "figure_3_column_pruning",
     "timing_tables": "timing",
+    "network_table": "table_networks",
 }
 
 
@@ -57,16 +60,35 @@ def train_stage(profile, runs, jobs, in_notebook):
 
 
 def train_run(profile, run, in_notebook=True):
-    """Train one run and write its record, through notebooks/train.ipynb or, where papermill is missing, directly."""
+    """Train one run and write its record, through notebooks/train.ipynb or, where papermill is missing, directly.
+
+    Under torchrun always directly; the first process writes the record.
+    """
     config = profile.config(run)
     check_data(profile, config.dataset)
-    record = profile.record_path(run)
-    if in_notebook:
+    record, launched = profile.record_path(run), distributed.is_torchelastic_launched()
+    if launched:
+        trained = train(config, checkpoints=CHECKPOINTS)
+        if os.environ["RANK"] == "0":
+            write_record(trained, record)
+    elif in_notebook:
         parameters = {**config.as_dict(), "record_path": str(record)}
         execute("train", profile.notebook_path(run), parameters)
     else:
         write_record(train(config, checkpoints=CHECKPOINTS), record)
     return f"{run}: see {record.relative_to(ROOT)}"
+
+
+def plans(profile):
+    """Projected time of the runs that `dvc repro` would train, of the profile and of the sections of its file."""
+    return "\n".join(plan(load_profile(name)) for name in with_sections(profile.name))
+
+
+def sweep(profile, runs, cluster, processes, parameters):
+    """Train runs, all of the profile if none is named, as the jobs of a scheduler."""
+    from psp.sweep import sweep  # submitit is needed for nothing else
+
+    return sweep(profile, runs, cluster, processes, parameters)
 
 
 def timing(profile, device=None):
@@ -104,16 +126,22 @@ def execute(notebook, output, parameters):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
     stages = parser.add_subparsers(dest="stage", required=True)
-    functions = {"data": data, "plan": plan, "timing": timing, "figure": figure, "train": train_stage}
+    functions = {"data": data, "plan": plans, "timing": timing, "figure": figure, "train": train_stage, "sweep": sweep}
     for name, function in functions.items():
         stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
         stage.add_argument("profile")
         stage.set_defaults(function=function)
     stages.choices["figure"].add_argument("name", choices=FIGURES)
     stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")
-    stage.add_argument("runs", metavar="run", nargs="*")
+    for name in ("train", "sweep"):
+        stages.choices[name].add_argument("runs", metavar="run", nargs="*")
+    stage = stages.choices["train"]
     stage.add_argument("--jobs", type=int, default=1, help="how many runs at a time; 1 by default")
     stage.add_argument("--no-notebook", dest="in_notebook", action="store_false", help="train without papermill")
+    stage = stages.choices["sweep"]
+    stage.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
+    stage.add_argument("--processes", type=int, default=1, help="of a job: one for each GPU that trains a run")
+    stage.add_argument("--set", dest="parameters", metavar="NAME=VALUE", nargs="*", default=[], help="submitit's own")
     options = vars(parser.parse_args(arguments))
     options.pop("stage")
     function = options.pop("function")

@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+import time
 
 import torch
 
-from psp.data import load
-from psp.errors import ConfigError
+from psp.data import TREES, load
+from psp.errors import ConfigError, DataError
 from psp.fast import deterministic
 from psp.profiles import ROOT
 from psp.records import device_name
 from psp.train import choose, steps_per_epoch
+
+LOADER_BATCHES = 10
 
 
 def plan(profile):
@@ -21,17 +24,29 @@ def plan(profile):
     if not left:
         return f"{counts}; nothing to train"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    speeds, steps, seconds = {}, set(), 0.0
+    speeds, steps, loaders, seconds = {}, set(), {}, 0.0
     for config in (profile.config(run) for run in left):
-        data = load(config.dataset)
+        try:
+            data = load(config.dataset).to(device)
+        except DataError as error:
+            return f"{counts}; cannot be trained here: {error}"
         kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
         if kind not in speeds:
-            speeds[kind], step = images_per_second(config, data.to(device), device)
+            speeds[kind], step = images_per_second(config, data, device)
             steps.add(step)
-        seconds += config.epochs * (len(data.train) - config.holdout) / speeds[kind]
+        if config.dataset in TREES and config.dataset not in loaders:
+            loaders[config.dataset] = loader_speed(config, data)
+        images = len(data.train) - config.holdout
+        seconds += images * relative_epochs(config) / speeds[kind]
     slowest, fastest = min(speeds.values()), max(speeds.values())
     how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
-    return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}"
+    feeding = "".join(f"; {name} is decoded and cropped at {speed:.0f} images/s" for name, speed in loaders.items())
+    return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}{feeding}"
+
+
+def relative_epochs(config):
+    """A run's epochs, each counted by the area of its images relative to the first one's."""
+    return sum(config.train_side(epoch) ** 2 for epoch in range(config.epochs)) / config.train_side(0) ** 2
 
 
 def runs_left(profile):
@@ -40,8 +55,20 @@ def runs_left(profile):
     status = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if status.returncode:
         raise ConfigError(f"`dvc status` failed: {status.stderr.strip()}")
-    changed = {stage.split("train@")[-1] for stage in json.loads(status.stdout)}
-    return [run for run in profile.runs if run in changed]
+    changed = {stage.split(":")[-1] for stage in json.loads(status.stdout)}
+    return [run for run in profile.runs if f"{profile.stage_prefix()}train@{run}" in changed]
+
+
+def loader_speed(config, data):
+    """Images/s of a tree's training crops alone, without a step: what must not be slower than training."""
+    order = torch.randperm(len(data.train))[: LOADER_BATCHES * config.batch_size]
+    parts = [(b, data.train.draws(len(b), torch.Generator())) for b in order.split(config.batch_size)]
+    fed = data.train.feed(parts, config, 0)
+    next(fed)  # not counted: workers start
+    began, images = time.perf_counter(), 0
+    for _, labels in fed:
+        images += len(labels)
+    return images / (time.perf_counter() - began)
 
 
 def images_per_second(config, data, device):

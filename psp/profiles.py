@@ -16,6 +16,11 @@ from psp.errors import ConfigError
 from psp.timing.settings import TimingConfig
 
 SECTIONS = ("ilsvrc",)
+DATA_TITLES = {
+    "imagenette": "Imagenette (10 of 1,000 ILSVRC classes)",
+    "drawings": "JPEGs drawn for this purpose",
+    "ilsvrc2012": "ILSVRC2012",
+}
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "checkpoints"
 
@@ -37,6 +42,10 @@ class Profile:
 
     def timing_path(self, device_type):
         return self.results / "timing" / f"{device_type}.json"
+
+    def stage_prefix(self):
+        """What the names of this profile's stages in dvc.yaml begin with."""
+        return "".join(f"{section}_" for section in self.name.split("/")[1:])
 
     def pipeline_file(self):
         """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
@@ -61,6 +70,7 @@ class Profile:
     def title(self):
         """What every figure and table says on its face: profile, network, data, schedule, seeds."""
         shared = {key: sorted({getattr(c, key) for c in self.runs.values()}) for key in ("model", "dataset", "epochs")}
+        shared["dataset"] = [DATA_TITLES.get(name, name) for name in shared["dataset"]]
         model, dataset, epochs = (" / ".join(map(str, values)) for values in shared.values())
         seeds = len({config.seed for config in self.runs.values()})
         return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
@@ -72,6 +82,12 @@ def profile_path(name):
     if name not in known:
         raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(known)}")
     return known[name]
+
+
+def with_sections(name):
+    """The names of a profile and of the sections in its file."""
+    content = yaml.safe_load(profile_path(name).read_text(encoding="utf-8"))
+    return [name, *(f"{name}/{section}" for section in SECTIONS if section in content)]
 
 
 def load_profile(name):

@@ -1,0 +1,90 @@
+"""Runs of a profile as the jobs of a scheduler, by submitit: a Slurm job array, or processes of this machine.
+
+A job runs one training stage, in the folder of this repository, which all machines share. One that is preempted or
+reaches its time limit is queued again and goes on from its last epoch. Afterwards `make repro` finds every run finished
+in checkpoints/ and trains none again.
+"""
+
+import subprocess
+import sys
+
+import submitit
+from submitit.helpers import Checkpointable, as_completed
+from tqdm import tqdm
+
+from psp.errors import ConfigError, RunsFailedError
+from psp.profiles import ROOT
+
+PYTHON = sys.executable
+LOGS = ROOT / "checkpoints" / "jobs"
+
+
+class TrainingJob(Checkpointable):
+    """One training stage, by one process or by several that torchrun starts; queued again when it is cut off.
+
+    Called with profile, run and number of processes, it returns what went wrong, "" if nothing did.
+    """
+
+    def __init__(self):
+        self.python = PYTHON
+
+    def __call__(self, profile, run, processes):
+        python = [self.python, "-m"]
+        if processes > 1:
+            python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+        command = [*python, "psp.pipeline", "train", profile, run, "--no-notebook"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        return last_error(done.stderr) or f"ended by {done.returncode}" if done.returncode else ""
+
+
+def last_error(text):
+    """The last line that a pipeline's stage said of an error, or else the last one."""
+    lines = text.strip().splitlines()
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+
+
+def sweep(profile, runs, cluster, processes, parameters):
+    """Submit runs, all of the profile if none is named, and wait for them; returns what was done in words.
+
+    Args:
+        cluster: "slurm", or "local" for processes of this machine.
+        processes: of a job, one for each GPU or CPU that trains a run.
+        parameters: submitit's, as "name=value": "timeout_min=240", "slurm_partition=gpu", "gpus_per_node=8", ….
+
+    Raises ConfigError, before anything is submitted, for unknown runs and parameters; RunsFailedError, naming the runs
+    and what they said last, once all others have ended.
+    """
+    runs = runs or list(profile.runs)
+    for run in runs:
+        profile.config(run)
+    executor = executor_for(cluster, parameters)
+    with executor.batch():
+        jobs = [executor.submit(TrainingJob(), profile.name, run, processes) for run in runs]
+    names = {job.job_id: run for job, run in zip(jobs, runs, strict=True)}
+    failed = {}
+    for job in tqdm(as_completed(jobs, poll_frequency=1), total=len(jobs), unit="run"):
+        error = job.exception()  # of a job that did not even end by itself
+        if said := str(error).strip().splitlines()[0] if error else job.result():
+            failed[names[job.job_id]] = said
+    if failed:
+        reasons = "; ".join(f"{run}: {reason}" for run, reason in failed.items())
+        raise RunsFailedError(f"{len(failed)} of {len(runs)} runs failed: {reasons}")
+    return f"{len(runs)} runs trained on {cluster}; `make repro` takes their records from checkpoints/"
+
+
+def executor_for(cluster, parameters):
+    """submitit's executor, its parameters set. Raises ConfigError for a scheduler or a parameter that there is not."""
+    try:
+        executor = submitit.AutoExecutor(LOGS / "%j", cluster=cluster)
+        executor.update_parameters(**dict(map(parameter, parameters)))
+    except (NameError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"sweep on {cluster!r}: {error}") from error
+    return executor
+
+
+def parameter(text):
+    """("name", value) of "name=value"; whole numbers are numbers."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"a parameter is written name=value, got {text!r}")
+    return name, int(value) if value.lstrip("-").isdigit() else value

@@ -1,0 +1,83 @@
+"""The tables of networks: means over seeds, what was timed, and what is known of the paper."""
+
+import pandas as pd
+import pytest
+
+from psp.network_table import COMPARISON, DENSE, OURS, UNKNOWN, network_table, paper_values
+from psp.timing.settings import NO_GPU
+
+PAPER = pd.DataFrame(columns=["dataset", "network", "structure", "top1_error_pct", "top5_error_pct", "params", "macs"])
+NO_RECORD = {"unavailable": NO_GPU}
+
+
+def record(method, seed, error, structure="column", sparsity=0.0):
+    config = {"dataset": "imagenette", "model": "resnet18", "method": method, "structure": structure, "seed": seed}
+    config |= {"sparsity": None, "structure_decay": 0.0 if method == "baseline" else 0.002}
+    errors = {"test_error_pct": error, "test_top5_error_pct": error / 10}
+    return {"config": config, "sparsity": {"structures": sparsity}, **errors}
+
+
+def timing(network, seconds, macs):
+    times = {"median_s": seconds, "low_s": seconds, "high_s": seconds, "values": 10, "macs": macs}
+    return {"network": network, "batch": 64, "backend": "eager", "precision": "float32", **times}
+
+
+def timing_record(*names, seconds=0.5):
+    cost = {"dense": {"params": 1000, "macs": 800}, "extracted": {"params": 300, "macs": 200}}
+    networks = [
+        {"name": name, "model": "resnet18", "structure": "column", "masks": "trained", "batches": [64], "cost": cost}
+        | {"sparsity": {"structures": 0.7}, "timings": [timing("dense", 1.0, 800), timing("extracted", seconds, 200)]}
+        for name in names
+    ]
+    limits = {"bytes_per_s": 1e9, "flops": {"float32": 1e9}}
+    return {"networks": networks, "settings": {"precisions": ["float32"]}, "limits": limits}
+
+
+RECORDS = {
+    "baseline-s0": record("baseline", 0, 20.0),
+    "baseline-s1": record("baseline", 1, 22.0),
+    "column-s0": record("psp_weight_decay", 0, 23.0, sparsity=0.7),
+    "channel-s0": record("psp_weight_decay", 0, 30.0, "channel", 0.5),
+}
+
+
+def test_errors_are_means_over_seeds_and_costs_those_of_the_extracted_network():
+    table = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64, PAPER).set_index("structure")
+    assert list(table.index) == [DENSE, "column", "channel"]
+    assert set(OURS) | set(COMPARISON) == {*table.columns, "structure"}
+    dense, column, channel = (table.loc[name] for name in table.index)
+    assert (dense["seeds"], dense["top1_error_pct"], dense["top5_error_pct"]) == (2, 21.0, pytest.approx(2.1))
+    assert dense["top1_error_sd"] == pytest.approx(2**0.5)
+    assert pd.isna(column["top1_error_sd"])
+    assert (dense["params"], dense["macs"]) == (1000, 800)
+    assert (column["params"], column["macs"], column["mac_reduction"]) == (300, 200, 4.0)
+    assert (column["cpu_speed_up"], column["cpu_realised"]) == (2.0, 0.5)
+    assert pd.isna(channel["cpu_speed_up"]), "it was not timed"
+    assert set(table["gpu_speed_up"]) == {NO_GPU}
+
+
+def test_times_of_a_gpu_are_shown_where_there_was_one():
+    gpu = timing_record("column-s0", seconds=0.25)
+    table = network_table(RECORDS, timing_record("column-s0"), gpu, 64, PAPER).set_index("structure")
+    assert table.loc["column", "gpu_speed_up"] == 4.0
+    assert table.loc["column", "cpu_speed_up"] == 2.0
+
+
+def test_the_papers_numbers_stand_beside_ours_once_somebody_has_put_them_in():
+    unknown = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64, PAPER)
+    assert set(unknown[COMPARISON].to_numpy().flatten()) == {UNKNOWN}
+    row = {"dataset": "imagenette", "network": "resnet18", "structure": "column", "top1_error_pct": 21.5, "macs": 150}
+    table = network_table(
+        RECORDS, timing_record("column-s0"), NO_RECORD, 64, pd.DataFrame([row], columns=PAPER.columns)
+    )
+    column = table.set_index("structure").loc["column"]
+    assert (column["paper_top1_error_pct"], column["difference_top1_error_pct"]) == (21.5, 1.5)
+    assert (column["paper_macs"], column["difference_macs"]) == (150, 50)
+    assert column["paper_params"] == column["difference_params"] == UNKNOWN
+    assert table.set_index("structure").loc[DENSE, "paper_macs"] == UNKNOWN
+
+
+def test_the_committed_file_of_the_papers_values_can_be_read_and_is_empty():
+    """Until somebody fills it in: no cell of the paper's tables is known to us."""
+    assert list(paper_values().columns) == list(PAPER.columns)
+    assert paper_values().empty
