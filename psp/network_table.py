@@ -51,6 +51,11 @@ def network_table(records, cpu, gpu, batch, paper):
     return beside_the_paper(table, paper)
 
 
+def split(table):
+    """(our numbers, those of the paper and the differences): the two halves in which the table is shown."""
+    return table[OURS], table[[*KEYS, *COMPARISON]]
+
+
 def _row(run, record):
     config = record["config"]
     setting = config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]

@@ -3,6 +3,7 @@
 import io
 import re
 import tarfile
+from dataclasses import replace
 from hashlib import md5
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from psp import folders
 from psp.config import RunConfig
 from psp.crops import at_random, decode, middle
 from psp.data import load
+from psp.drawings import draw_tree
 from psp.errors import ConfigError, DataError
+from psp.profiles import load_profile
 
 TREE = {"dataset": "imagenette", "model": "resnet18", "sides": [32, 48, 48]}
 
@@ -135,7 +138,7 @@ def test_images_in_memory_and_images_from_files_feed_the_same(tree, monkeypatch)
 
 
 @given(
-    height=st.integers(1, 60), width=st.integers(1, 60), side=st.integers(1, 40), seed=st.integers(0, 99),
+    height=st.integers(1, 60), width=st.integers(1, 60), side=st.integers(2, 40), seed=st.integers(0, 99),
     area=st.floats(0.01, 1),
 )  # fmt: skip
 def test_a_random_crop_lies_in_the_image_and_has_its_side(height, width, side, seed, area):
@@ -210,6 +213,31 @@ def test_a_network_of_torchvision_trains_on_the_drawings(tmp_path, monkeypatch):
     assert record["test_top5_error_pct"] == 0, "among four classes the right one is always in the five best"
     assert 0 < record["test_error_pct"] <= 100
     assert len(record["layers"]) == 19
+
+
+@pytest.mark.usefixtures("plain_steps")
+@pytest.mark.parametrize(
+    "run",
+    [
+        "psp_weight_decay-resnet18-column-2e-5-s0",
+        "psp_weight_decay-resnet50-channel-13e-6-s0",
+        "psp_weight_decay-densenet121-layer-2e-5-s0",
+    ],
+)
+def test_the_paper_profile_starts(run, tmp_path, monkeypatch):
+    """Two steps of each network at full resolution, on a few drawings in an ILSVRC2012 tree, two micro-batches each."""
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    drawn = draw_tree(tmp_path)
+    for file in [*drawn.glob("train/*/00[0-3].jpg"), *drawn.glob("val/*/000.jpg")]:
+        copy = tmp_path / "ilsvrc2012" / file.relative_to(drawn)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(copy)
+    config = replace(load_profile("paper/ilsvrc").config(run), epochs=1, batch_size=8, micro_batches=2)
+    record = psp.train(config, checkpoints=tmp_path / "checkpoints", device="cpu", progress=False)
+    assert (record["data"]["classes"], record["data"]["train"], record["data"]["test"]) == (4, 16, 4)
+    assert np.isfinite(record["curve"][0]["loss"])
+    assert len(record["layers"]) == {"resnet18": 19, "resnet50": 52, "densenet121": 116}[config.model]
 
 
 def tar(path, files):

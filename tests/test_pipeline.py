@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import yaml
 from psp import pipeline
 from psp.config import RunConfig
 from psp.errors import DataError
-from psp.plan import minutes, plan
+from psp.plan import minutes, plan, relative_epochs
 from psp.profiles import ROOT, Profile, load_profile
 from psp.records import read_record
 
 BASELINE, PRUNED, L1 = "baseline-s0", "psp_weight_decay-1e-2-s0", "psp_l1-1e-2-s0"
+LARGE = "psp_weight_decay-column-25e-2-s0"
 
 
 def dvc(folder, *arguments):
@@ -54,6 +56,10 @@ def repository(tmp_path_factory):
     }
     params["timing"] |= {"batches": [1], "random_batch": 1, "backends": ["eager"], "precisions": ["float32"]}
     params["timing"] |= {"runs": [PRUNED], "structures": ["channel"], "sparsities": [0.5]}
+    large = params["ilsvrc"]
+    large["defaults"] |= {"epochs": 1, "sides": [32, 32, 32]}
+    large["runs"] = {name: settings for name, settings in large["runs"].items() if "column" in name}
+    large["timing"] |= {"runs": list(large["runs"]), "batches": [1], "random_batch": 1, "backends": ["eager"]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     done = dvc(folder, "repro")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,6 +75,40 @@ def test_repro_goes_from_images_to_the_figure(repository):
     assert "demo profile: resnet20, digits, 1 epochs, 1 seed" in (results / "figures" / "figure_3.svg").read_text()
     assert "not tested at this profile" in (results / "tables" / "figure_3_claims.md").read_text()
     assert json.loads((results / "executed" / f"{PRUNED}.ipynb").read_text())["cells"]
+
+
+def test_repro_goes_from_image_folders_to_their_table(repository):
+    results = repository / "results" / "demo" / "ilsvrc"
+    (path,) = (results / "runs").glob("*.json")
+    record = read_record(path)
+    assert record["data"]["converted_to_rgb"] == {"CMYK": 1, "L": 1}
+    table = (results / "tables" / "networks.csv").read_text()
+    assert f"{record['test_error_pct']:.10g}" in table
+    assert "JPEGs drawn for this purpose" in (results / "tables" / "networks.md").read_text()
+    assert "not available to us" in (results / "tables" / "networks_paper.md").read_text()
+
+
+def test_missing_image_folders_stop_their_own_branch_and_no_other(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    params, figure = repository / "params.yaml", repository / "psp" / "figures" / "figure_3.py"
+    before = params.read_text(), figure.read_text()
+    drawn = repository / "results" / "demo" / "figures" / "figure_3.png"
+    drawn.unlink()
+    try:
+        params.write_text(before[0].replace("dataset: drawings", "dataset: ilsvrc2012"))
+        figure.write_text(before[1] + "\n")
+        ended = dvc(repository, "repro", "--keep-going")
+        assert ended.returncode != 0
+        assert "error: ilsvrc2012 not found: looked for train/<class>/* and val/<class>/*" in ended.stderr
+        assert "Running stage 'ilsvrc_train" not in ended.stdout
+        assert "Running stage 'figure_3'" in ended.stdout
+        assert drawn.exists()
+    finally:
+        params.write_text(before[0])
+        figure.write_text(before[1])
+    again = dvc(repository, "repro", "--keep-going")
+    assert again.returncode == 0, again.stderr
+    assert "Running stage 'ilsvrc_train" not in again.stdout
 
 
 def test_a_second_repro_does_nothing(repository):
@@ -98,13 +138,14 @@ def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(reposi
     [
         ("psp/figures/figure_3.py", {"figure_3"}),
         ("psp/figures/figure_1.py", {"figure_1"}),
-        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3", "timing_tables"}),
-        ("psp/timing/measure.py", {"timing"}),
-        ("psp/kernels/column_conv.c", {"timing"}),
+        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3", "timing_tables", "ilsvrc_timing_tables"}),
+        ("psp/timing/measure.py", {"timing", "ilsvrc_timing"}),
+        ("psp/kernels/column_conv.c", {"timing", "ilsvrc_timing"}),
+        ("results/reference/paper_tables.csv", {"ilsvrc_table"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
         ("README.md", set()),
-        ("psp/train.py", {f"train@{run}" for run in (BASELINE, PRUNED, L1)}),
+        ("psp/train.py", {f"train@{run}" for run in (BASELINE, PRUNED, L1)} | {f"ilsvrc_train@{LARGE}"}),
     ],
 )
 def test_an_edit_makes_only_what_depends_on_it_out_of_date(name, stages, repository):
@@ -153,6 +194,20 @@ def test_the_plan_counts_the_runs_that_are_left(monkeypatch):
     assert "2 runs, 0 up to date; about 4 h 4 min at 10–10 images/s (fused bfloat16) on " in plan(profile)
     monkeypatch.setattr("psp.plan.runs_left", lambda _: [])
     assert plan(profile).endswith("2 runs, 2 up to date; nothing to train")
+
+
+def test_the_plan_of_a_tree_counts_the_area_of_its_crops_and_names_the_loader(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    config = RunConfig(dataset="drawings", model="resnet18", sides=(32, 64, 64), epochs=3, batch_size=16)
+    assert relative_epochs(config) == 1 + (48 / 32) ** 2 + 4
+    monkeypatch.setattr("psp.plan.images_per_second", lambda *_: (10.0, "fused bfloat16"))
+    monkeypatch.setattr("psp.plan.runs_left", lambda _: ["a"])
+    said = plan(Profile("elsewhere", {"a": config}))
+    assert "1 runs, 0 up to date; about 2 min at 10–10 images/s" in said  # 160 images × 7.25 / 10
+    assert re.search(r"; drawings is decoded and cropped at \d+ images/s$", said)
+    missing = RunConfig(dataset="ilsvrc2012", model="resnet18")
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    assert "cannot be trained here: ilsvrc2012 not found" in plan(Profile("elsewhere", {"a": missing}))
 
 
 def test_the_plan_goes_by_what_dvc_would_train(repository):

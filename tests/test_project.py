@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields
+from itertools import product
 from pathlib import Path
 
 import papermill
@@ -21,6 +22,9 @@ from psp.profiles import ROOT, load_profile
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = ("demo", "laptop", "paper")
+# Stages that are not called as their figure, and what they read other than `runs`.
+STAGES = {"network_table": "ilsvrc_table"}
+RECORDS = {"timing_tables": ["timing"], "network_table": ["ilsvrc/runs", "ilsvrc/timing"]}
 # Imported everywhere, and no number depends on it.
 UNTRACKED = {"errors.py"}
 
@@ -65,15 +69,35 @@ def test_training_depends_on_the_files_that_decide_its_numbers_and_on_nothing_el
     assert [d for d in stage["deps"] if not d.startswith("psp/")] == ["results/${profile}/data.json"]
 
 
+@pytest.mark.parametrize("name", ["train", "timing", "timing_tables"])
+def test_the_stages_of_a_section_are_those_of_its_profile_in_another_folder(name):
+    def as_of_the_section(node):
+        if isinstance(node, dict):
+            return {as_of_the_section(key): as_of_the_section(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [as_of_the_section(entry) for entry in node]
+        if not isinstance(node, str):
+            return node
+        moved = node.replace("results/${profile}", "results/${profile}/ilsvrc")
+        return re.sub(r"(train|timing|figure) \$\{profile\}", r"\1 ${profile}/ilsvrc", moved)
+
+    expected = as_of_the_section(stages()[name])
+    inner = expected.get("do", expected)
+    inner["params"] = [{"${params_file}": ["ilsvrc." + key for key in inner["params"][0]["${params_file}"]]}]
+    if "foreach" in expected:
+        expected["foreach"] = "${ilsvrc.runs}"
+    assert stages()[f"ilsvrc_{name}"] == expected
+
+
 @pytest.mark.parametrize(("name", "notebook"), FIGURES.items())
 def test_a_figure_depends_on_all_that_its_notebook_uses(name, notebook):
     """What training uses reaches a figure through the records."""
     path = ROOT / "notebooks" / f"{notebook}.ipynb"
     source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
-    stage = stages()[name]
+    stage = stages()[STAGES.get(name, name)]
     assert dependencies(stage) == import_closure(source) - set(TRAINING_SOURCES) - UNTRACKED
-    records = "results/${profile}/timing" if name == "timing_tables" else "results/${profile}/runs"
-    assert {f"notebooks/{notebook}.ipynb", records} < set(stage["deps"])
+    records = {f"results/${{profile}}/{folder}" for folder in RECORDS.get(name, ["runs"])}
+    assert {f"notebooks/{notebook}.ipynb", *records} < set(stage["deps"])
 
 
 def test_timing_depends_on_all_that_it_uses():
@@ -104,6 +128,24 @@ def test_every_profile_is_complete_and_its_own_pipeline(profile):
         assert run.endswith(f"-s{config.seed}")
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_has_its_networks_for_large_images(profile):
+    loaded = load_profile(f"{profile}/ilsvrc")
+    assert loaded.record_path("x") == ROOT / "results" / profile / "ilsvrc" / "runs" / "x.json"
+    assert loaded.pipeline_file() == load_profile(profile).pipeline_file()
+    configs = loaded.runs.values()
+    assert {c.structure for c in configs if c.method == "psp_weight_decay"} >= {"column", "channel"}
+    assert {c.model for c in configs if c.method == "baseline"} == {c.model for c in configs}
+    if profile == "paper":
+        networks = {(c.model, c.structure) for c in configs if c.method == "psp_weight_decay"}
+        models, structures = ("resnet18", "resnet50", "densenet121"), ("column", "channel", "layer")
+        assert networks == set(product(models, structures))
+        assert {(c.dataset, c.epochs, c.sides) for c in configs} == {("ilsvrc2012", 90, (224, 224, 224))}
+    for run, config in loaded.runs.items():
+        assert run.startswith(config.method)
+        assert run.endswith(f"-s{config.seed}")
+
+
 @pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 6)])
 def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
     runs = load_profile(profile).runs.values()
@@ -116,6 +158,8 @@ def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least)
 def test_an_unknown_profile_and_run_are_named():
     with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, paper"):
         load_profile("desktop")
+    with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the section ilsvrc"):
+        load_profile("demo/x")
     with pytest.raises(ConfigError, match="profile 'demo' has no run 'x'"):
         load_profile("demo").config("x")
 
