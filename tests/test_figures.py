@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.collections import PolyCollection
 
 from psp.config import RunConfig
 from psp.errors import ConfigError
@@ -53,11 +54,18 @@ def test_the_face_says_what_is_shown():
 
 
 def test_the_spread_is_drawn_where_there_is_one():
-    def bars(table):
-        return sum(len(c.lines[2]) for c in figure_3(table, figure_3_reference(), "t").axes[0].containers)
+    def spreads(table):
+        axes = figure_3(table, figure_3_reference(), "t").axes[0]
+        bars = [c.lines[2][0].get_segments() for c in axes.containers]
+        bands = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
+        return bars, [band.max() - band.min() for band in bands]
 
-    assert bars(points()) == len(SERIES)
-    assert bars(points(float("nan"))) == 0
+    bars, bands = spreads(points(0.3))
+    assert np.ptp(bars[0][0][:, 1]) == pytest.approx(0.6), "the baseline's"
+    assert len(bars) == 1
+    table = points().groupby("series")["test_error_pct"]
+    assert sorted(bands) == pytest.approx(sorted(table.max() - table.min() + 0.6))
+    assert spreads(points(float("nan"))) == ([], [])
 
 
 def test_the_same_numbers_give_the_same_svg(tmp_path):

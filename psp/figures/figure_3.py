@@ -15,7 +15,7 @@ def figure_3(points, reference, title):
     """Error over column sparsity, and the same above each baseline; filled: this replication, hollow: the paper.
 
     `points` as of `psp.tables.figure_3_points`, `reference` as of `figure_3_reference`.
-    The bars are one standard deviation over seeds, where there is more than one.
+    The bands are one standard deviation over seeds to either side, where there is more than one seed.
     """
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         figure = Figure(figsize=(12.5, 5.6), layout="constrained")
@@ -43,17 +43,11 @@ def _draw(axes, points, reference, above_baseline):
         x, y, _ = theirs[theirs["series"] == series][COLUMNS].to_numpy().T
         axes.plot(x, y, **style, markerfacecolor="white", alpha=0.45, linewidth=1, markersize=5, zorder=1)
         x, y, spread = ours[ours["series"] == series][COLUMNS].to_numpy().T
-        axes.errorbar(
-            x,
-            y,
-            yerr=spread if spread.any() else None,
-            **style,
-            label=label,
-            linewidth=2,
-            markersize=7,
-            capsize=3,
-            zorder=2,
-        )
+        axes.plot(x, y, **style, label=label, linewidth=2, markersize=7, zorder=2)
+        if spread.any():
+            axes.fill_between(x, y - spread, y + spread, color=style["color"], alpha=0.15, linewidth=0, zorder=1)
+            if len(x) == 1:  # the baseline: a band without a width is a bar
+                axes.errorbar(x, y, yerr=spread, color=style["color"], capsize=3, zorder=2)
     axes.set(xlabel="column sparsity, %", xlim=(-3, 100))
 
 
