@@ -53,7 +53,7 @@ class Processes:
 
     def parallel(self, module):
         """`module` with its gradients averaged over the processes in every backward pass."""
-        return DistributedDataParallel(module, broadcast_buffers=False) if self.count > 1 else module
+        return DistributedDataParallel(module, forward_sync_buffers=False) if self.count > 1 else module
 
     def parts(self, micro_batches):
         """The numbers of this process's micro-batches. Raises ConfigError unless all get the same number of them."""
