@@ -2,6 +2,7 @@
 
 from psp.cost import cost
 from psp.extract import extract
+from psp.kernels.lanes import freeze
 from psp.models import create_model
 from psp.parameterize import fold, parameterize, sparsity, structure_parameters
 from psp.regularize import param_groups
@@ -12,6 +13,7 @@ __all__ = [
     "create_model",
     "extract",
     "fold",
+    "freeze",
     "param_groups",
     "parameterize",
     "sparsity",

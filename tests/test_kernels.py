@@ -95,7 +95,7 @@ def test_it_is_the_convolution_with_zeros_in_the_pruned_columns(a_case, form, re
 def test_threads_are_those_of_pytorch():
     """Its OpenMP runtime is found; without, everything would be right, but on one thread."""
     if sys.platform == "linux" and "OpenMP" in torch.__config__.parallel_info():
-        assert cpu._parallel()
+        assert cpu.parallel()
 
 
 @pytest.fixture

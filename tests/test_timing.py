@@ -14,7 +14,7 @@ from psp.profiles import Profile, load_profile
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
 from psp.timing.networks import lively, masks_sha256, networks, random_masks
-from psp.timing.record import timing_record, without_gpu
+from psp.timing.record import DenseNetworks, timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.tables import speed_ups, summary_table
 from psp.timing.variants import has_compiler, make_variant, unavailable
@@ -56,13 +56,15 @@ def small_net():
     return net.eval()
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile", "onnxruntime"])
+@pytest.mark.parametrize("backend", ["eager", "compile", "onnxruntime", "lanes"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_variant_runs_the_same_network(backend, precision):
     net, images = small_net(), torch.randn(2, 3, 8, 8)
     if unavailable(backend, precision, CPU):
         pytest.skip(unavailable(backend, precision, CPU))
     call = make_variant(backend, precision, net, images, threads=1)
+    if backend == "lanes" and isinstance(call, str):
+        pytest.skip(call)
     out = call()
     out = torch.from_numpy(out[0]) if backend == "onnxruntime" else out
     tolerance = 1e-5 if precision == "float32" else 0.05
@@ -85,10 +87,18 @@ def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert unavailable("cuda_graph", "float32", CPU) == NO_GPU
     assert "bfloat16" in make_variant("onnxruntime", "bfloat16", small_net(), torch.zeros(1, 3, 8, 8), 1)
     assert "CPUs only" in unavailable("onnxruntime", "float32", torch.device("cuda"))
+    assert "CPUs only" in unavailable("lanes", "float32", torch.device("cuda"))
+    assert "'0' cannot be run" in make_variant("lanes", "float32", nn.Sequential(nn.GELU()), torch.zeros(1, 3, 8, 8), 1)
     assert unavailable("compile", "float32", torch.device("cuda")) == ""
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert not has_compiler()
     assert "C++ compiler" in unavailable("compile", "float32", CPU)
+
+
+def test_the_dense_network_has_no_zeros_that_lanes_would_leave_out():
+    masked = random_masks("resnet20", "channel", 0.8, skip=("conv1", "fc"))
+    network = DenseNetworks(SETTINGS).network("resnet20", masked)
+    assert all(parameter.all() for parameter in network.parameters())
 
 
 def test_what_a_network_must_move_and_do_by_hand():

@@ -45,7 +45,7 @@ def run(out, x, weight, channels, taps, bias, kernel_size, stride, padding, dila
     shape = Shape(n, c, h, w, k, j, kernel_size[1], taps_in_all, *stride, *padding, *dilation, out_h, out_w)
     shape.relu, shape.threads = relu, torch.get_num_threads()
     pointers = [None if t is None else t.data_ptr() for t in (x, weight, bias, channels, taps, out)]
-    status = _kernel()(ctypes.byref(shape), *pointers, _parallel())
+    status = _kernel()(ctypes.byref(shape), *pointers, parallel())
     if status == OUT_OF_MEMORY:
         raise MemoryError("no memory left for the tables of a column-sparse convolution")
     return status != BAD_INDEX
@@ -64,7 +64,7 @@ def _kernel():
 
 
 @cache
-def _parallel():
+def parallel():
     """Entry point of PyTorch's own OpenMP runtime, None if it has another (then the kernel runs on one thread).
 
     A second runtime would bring a second pool of threads, which compete for the cores while they wait.

@@ -16,12 +16,14 @@ from psp.timing.work import measure_limits, work
 
 SCHEMA = 1
 CHECK_IMAGES = 8
+SMALL = 1e-3
 
 
 class DenseNetworks:
     """What the extracted networks are compared with: one of each architecture, made ready (and compiled) only once.
 
-    It is a masked network with its batch normalization folded: zeros take as long as other numbers.
+    It is a masked network with its batch normalization folded and other numbers for its zeros, which
+    `psp.freeze` would leave out.
     """
 
     def __init__(self, settings):
@@ -32,7 +34,7 @@ class DenseNetworks:
     def network(self, model, masked):
         """The network of an architecture, of which `masked` is one."""
         if model not in self.networks:
-            self.networks[model] = fold_batchnorm(masked)
+            self.networks[model] = without_zeros(fold_batchnorm(masked))
         return self.networks[model]
 
     def calls(self, model, images):
@@ -41,6 +43,14 @@ class DenseNetworks:
         if key not in self.variants:
             self.variants[key] = make_variants(self.networks[model], self.settings, images)
         return self.variants[key]
+
+
+@torch.no_grad()
+def without_zeros(network):
+    """`network` with a small number in place of every parameter that is 0."""
+    for parameter in network.parameters():
+        parameter[parameter == 0] = SMALL
+    return network
 
 
 def timing_record(networks, settings, device):

@@ -7,7 +7,7 @@ from psp.errors import ConfigError
 from psp.models import check_model
 from psp.structures import check_structure
 
-BACKENDS = ("eager", "compile", "onnxruntime", "cuda_graph")
+BACKENDS = ("eager", "compile", "onnxruntime", "lanes", "cuda_graph")
 PRECISIONS = ("float32", "bfloat16")
 NO_GPU = "no GPU here"
 

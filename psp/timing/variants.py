@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from psp.errors import KernelError
+from psp.kernels.lanes import freeze
 from psp.timing.settings import NO_GPU
 
 
@@ -28,6 +30,8 @@ def make_variant(backend, precision, model, images, threads):
     layout = {"dtype": getattr(torch, precision), "memory_format": torch.channels_last}
     images = images.to(**layout)
     model = copy.deepcopy(model).to(**layout)
+    if backend == "lanes":
+        return _lanes(model, images)
     if backend == "cuda_graph":
         return _cuda_graph(model, images)
     return _compiled(model, images) if backend == "compile" else _call(model, images)
@@ -39,6 +43,8 @@ def unavailable(backend, precision, device):
         return "the onnxruntime package that we install runs on CPUs only"
     if backend == "onnxruntime" and precision != "float32":
         return "onnxruntime has no bfloat16 convolution on a CPU"
+    if backend == "lanes" and device.type != "cpu":
+        return "psp.freeze is for CPUs only"
     if backend == "cuda_graph" and device.type != "cuda":
         return NO_GPU
     if backend == "compile" and device.type == "cpu" and not has_compiler():
@@ -70,6 +76,14 @@ def _compiled(model, images):
     return call
 
 
+def _lanes(model, images):
+    try:
+        frozen = freeze(model, images)
+    except KernelError as error:
+        return str(error)
+    return lambda: frozen(images)
+
+
 def _cuda_graph(model, images):
     """One captured graph, replayed: no launch overhead, which is most of the time at batch 1."""
     call = _call(model, images)
@@ -89,6 +103,8 @@ def _onnxruntime(model, images, threads):
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    # Otherwise its threads stay busy for some 50 ms after a call, and slow down who is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(to_onnx(model, images), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.contiguous().numpy()}
     return lambda: session.run(None, feed)
