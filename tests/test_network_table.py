@@ -26,6 +26,7 @@ def timing_record(*names, seconds=0.5):
     cost = {"dense": {"params": 1000, "macs": 800}, "extracted": {"params": 300, "macs": 200}}
     networks = [
         {"name": name, "model": "resnet18", "structure": "column", "masks": "trained", "batches": [64], "cost": cost}
+        | {"nonzero_macs": 200}
         | {"sparsity": {"structures": 0.7}, "timings": [timing("dense", 1.0, 800), timing("extracted", seconds, 200)]}
         for name in names
     ]

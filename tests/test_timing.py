@@ -18,7 +18,7 @@ from psp.timing.record import DenseNetworks, timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.tables import speed_ups, summary_table
 from psp.timing.variants import has_compiler, make_variant, unavailable
-from psp.timing.work import measure_limits, work
+from psp.timing.work import measure_limits, nonzero_macs, work
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -108,6 +108,14 @@ def test_what_a_network_must_move_and_do_by_hand():
     assert done.macs == 8 * 27 * 64 + 4 * 72 * 36 + 720
 
 
+def test_multiply_accumulates_by_zeros_do_not_count():
+    net, image = small_net(), torch.zeros(1, 3, 8, 8)
+    assert nonzero_macs(net, image) == work(net, image).macs
+    with torch.no_grad():
+        next(net.parameters())[1:3] = 0  # two of eight channels with 27 weights, on 8×8 pixels
+    assert nonzero_macs(net, image) == work(net, image).macs - 2 * 27 * 64
+
+
 def test_floors_by_hand():
     limits = Limits(bytes_per_s=100.0, flops={"float32": 50.0, "bfloat16": 200.0})
     assert floors(Work(25, 75), limits, "float32") == {"memory_s": 1.0, "arithmetic_s": 3.0}
@@ -168,7 +176,8 @@ def record():
         "masks": "random",
         "batches": [64],
         "sparsity": {"structures": 0.5, "weights": 0.5},
-        "cost": {"dense": {"params": 40, "macs": 400}, "extracted": {"params": 10, "macs": 100}},
+        "cost": {"dense": {"params": 40, "macs": 400}, "extracted": {"params": 10, "macs": 120}},
+        "nonzero_macs": 100,
         "timings": timings,
         "unavailable": [],
         "difference": 1e-7,
@@ -209,7 +218,7 @@ def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatc
         "networks": [{"name": "r", "masks": "trained", "masks_sha256": masks_sha256(masks)}],
     }
     assert without_gpu(earlier, profile) is earlier
-    nothing = {"schema": 1, "kind": "cuda", "unavailable": NO_GPU}
+    nothing = {"schema": 2, "kind": "cuda", "unavailable": NO_GPU}
     assert without_gpu(None, profile) == without_gpu(nothing, profile) == nothing
     assert without_gpu(earlier | {"settings": {}}, profile) == nothing
     masks["masks"]["a"]["bits"] = "AA=="

@@ -5,6 +5,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from psp.structures import ALPHA_SHAPE
+from psp.timing.tables import fastest
 
 STRUCTURE_COLORS = dict(zip(ALPHA_SHAPE, sns.color_palette("colorblind", len(ALPHA_SHAPE)).as_hex(), strict=True))
 MARKERS = {"random": "o", "trained": "*"}
@@ -60,9 +61,8 @@ def roofline(record, batch, title):
         for precision, size in (("float32", 4), ("bfloat16", 2)):
             for name, face in (("dense", "white"), ("extracted", STRUCTURE_COLORS[network["structure"]])):
                 key = (name, batch, precision)
-                own = [t for t in network["timings"] if (t["network"], t["batch"], t["precision"]) == key]
-                if own:
-                    best = min(own, key=lambda t: t["median_s"])
+                best = fastest(t for t in network["timings"] if (t["network"], t["batch"], t["precision"]) == key)
+                if best:
                     point = 2 * best["macs"] / (size * best["values"]), 2 * best["macs"] / best["median_s"] / 1e9
                     edge = STRUCTURE_COLORS[network["structure"]]
                     marker = "o" if precision == "float32" else "^"

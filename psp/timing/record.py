@@ -12,9 +12,9 @@ from psp.timing.measure import alternate
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU
 from psp.timing.variants import make_variant
-from psp.timing.work import measure_limits, work
+from psp.timing.work import measure_limits, nonzero_macs, work
 
-SCHEMA = 1
+SCHEMA = 2
 CHECK_IMAGES = 8
 SMALL = 1e-3
 
@@ -96,6 +96,7 @@ def time_network(about, masked, dense, device):
     entry = {
         "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
         "cost": {name: cost(network, images[:1])._asdict() for name, network in networks.items()},
+        "nonzero_macs": nonzero_macs(networks["extracted"], images[:1]),
         "difference": difference(networks["extracted"], masked, images),
         "timings": [],
         "unavailable": [],

@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from psp.cost import cost
+from psp.cost import cost, evaluation_mode
 from psp.timing.floor import Limits, Work
 from psp.timing.settings import PRECISIONS
 
@@ -33,6 +33,28 @@ def work(model, images):
         for handle in handles:
             handle.remove()
     return Work(sum(values), macs)
+
+
+@torch.no_grad()
+def nonzero_macs(model, image):
+    """Multiply-accumulates of one image by weights other than 0: what a network needs, whatever a kernel adds to it.
+
+    `psp.extract` keeps zeros where PyTorch's kernels are faster with them, and `psp.cost` counts these.
+    """
+    needed = []
+
+    def count(layer, inputs, output):
+        positions = output.numel() // layer.weight.shape[0]
+        needed.append(int(layer.weight.count_nonzero()) * positions)
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if is_layer(m)]
+    try:
+        with evaluation_mode(model):
+            model(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(needed)
 
 
 def is_layer(module):
