@@ -21,6 +21,7 @@ PRESCRIBED = ("l1_norm", "psp_fixed_sparsity")
 THRESHOLDED = ("psp_l1", "psp_weight_decay")
 # Training crops grow by so many pixels at a time: few sizes, so that compiled code is used again.
 SIDE_STEP = 16
+CROP_AREA = 0.08
 
 # The files that decide the numbers of a run. A checkpoint of other code is never resumed, and the training
 # stages of the pipeline depend on just these (a test keeps this list, dvc.yaml and the imports in agreement).
@@ -100,7 +101,7 @@ class RunConfig:
     weight_decay: float = 5e-4
     micro_batches: int = 1
     sides: tuple = (SIDE, SIDE, SIDE)
-    crop_area: float = 0.08
+    crop_area: float = CROP_AREA
     holdout: int = 0
     seed: int = 0
 
@@ -132,13 +133,15 @@ class RunConfig:
             raise ConfigError(f"sides must be three whole numbers above 0, got {list(self.sides)}")
         if self.dataset not in TREES and set(self.sides) != {SIDE}:
             raise ConfigError(f"{self.dataset} has images of {SIDE}×{SIDE}: leave sides out, got {list(self.sides)}")
+        if self.dataset not in TREES and self.crop_area != CROP_AREA:
+            raise ConfigError(f"crop_area is of image folders, and {self.dataset} is none: leave it out")
         if not 0 < self.crop_area <= 1:
             raise ConfigError(f"crop_area must be above 0 and at most 1, got {self.crop_area}")
 
     def train_side(self, epoch):
         """Side of the training crops in an epoch (from 0): first and last and, 16 apart, some between, equally long."""
         first, last, _ = self.sides
-        steps = math.ceil(abs(last - first) / SIDE_STEP)
+        steps = min(math.ceil(abs(last - first) / SIDE_STEP), self.epochs - 1)
         step = epoch * (steps + 1) // self.epochs
         return last if step == steps else first + (SIDE_STEP if last > first else -SIDE_STEP) * step
 

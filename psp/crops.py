@@ -1,7 +1,6 @@
 """Crops of images of any size: at random for training, the middle for a test; by a DataLoader's workers or here."""
 
 import math
-import os
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as TF
 
+from psp.distributed import cores_of_one
 from psp.errors import DataError
 
 # Width over height of a training crop lies between this and its reciprocal, as in Szegedy et al. 2015.
@@ -68,7 +68,10 @@ def middle(image, side):
 
 
 def crops(files, items, side, crop_area=1.0):
-    """An iterator over pairs of uint8 pixels N×3×side×side and labels N, one pair for each list of items."""
+    """Pairs of uint8 pixels N×3×side×side and labels N, one for each list of items.
+
+    Raises DataError, naming the file, for one that cannot be read any more.
+    """
     # Images that are decoded already are cropped faster than workers could hand them over.
     workers = 0 if files.decoded is not None else cores_of_one()
     loader = DataLoader(
@@ -77,9 +80,7 @@ def crops(files, items, side, crop_area=1.0):
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
     )
-    return iter(loader)
-
-
-def cores_of_one():
-    """This machine's cores, shared by the processes that train on it together."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    try:
+        yield from loader
+    except DataError as error:  # from a worker it comes with that one's traceback, its last line being the error
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("psp.errors.DataError: ")) from error

@@ -75,10 +75,9 @@ def processes(device):
         yield ALONE
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield Processes(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    yield Processes(distributed.get_rank(), distributed.get_world_size())
+    # Not after an error: it waits for the others, which wait for this process until torchrun sees it end.
+    distributed.destroy_process_group()
 
 
 def usual_device():
@@ -90,6 +89,12 @@ def usual_device():
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     return device
+
+
+def cores_of_one():
+    """The cores that we may use, shared by the processes that train here together."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def no_exchange(module):

@@ -4,7 +4,6 @@ All files are decoded once, and what cannot be read is left out and named, so th
 that fit in memory stay there decoded; the others are read again for every crop.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -13,15 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import PIL
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from psp.cifar import data_folders
-from psp.crops import DRAWS, PLAIN_BATCH, cores_of_one, crops, decode
+from psp.crops import DRAWS, PLAIN_BATCH, crops, decode
+from psp.distributed import cores_of_one
 from psp.drawings import draw_tree
 from psp.errors import DataError
 from psp.native import cache_folder
+from psp.records import write_record
 
 # Means and standard deviations of ILSVRC2012's pixels, as all torchvision networks take them, in 0…255.
 MEAN = (123.675, 116.28, 103.53)
@@ -30,14 +33,20 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
 # Share of the machine's memory that decoded images may take.
 MEMORY_SHARE = 0.25
 NAMED = 20
-TARS = "; or put the official tars there and unpack them with: python -m psp.folders ilsvrc2012"
+TARS = "; or put the official tars there and unpack them with: python -m psp.ilsvrc"
+# So many files at a time are handed to threads: a list of all of ILSVRC2012's takes gigabytes.
+CHUNK = 10_000
 
 
 @dataclass(frozen=True)
 class Files:
-    """Image files and int64 labels N; decoded images (uint8, 3×H×W) where all of them fit in memory."""
+    """Image files and int64 labels N; decoded images (uint8, 3×H×W) where all of them fit in memory.
 
-    paths: list
+    `names` are relative to `tree`, as an array of bytes: one object, which worker processes share without copying it.
+    """
+
+    tree: Path
+    names: np.ndarray
     labels: torch.Tensor
     decoded: list | None = None
 
@@ -49,12 +58,18 @@ class Files:
         return self
 
     def rows(self, index):
-        rows = torch.arange(len(self))[index].tolist()
-        decoded = None if self.decoded is None else [self.decoded[k] for k in rows]
-        return Files([self.paths[k] for k in rows], self.labels[index], decoded)
+        rows = torch.arange(len(self))[index]
+        decoded = None if self.decoded is None else [self.decoded[k] for k in rows.tolist()]
+        return Files(self.tree, self.names[rows.numpy()], self.labels[index], decoded)
+
+    def in_memory(self):
+        """The same images, all of them decoded."""
+        if self.decoded is not None:
+            return self
+        return Files(self.tree, self.names, self.labels, list(in_threads(self.image, range(len(self)))))
 
     def image(self, row):
-        return decode(self.paths[row]) if self.decoded is None else self.decoded[row]
+        return decode(self.tree / os.fsdecode(self.names[row])) if self.decoded is None else self.decoded[row]
 
     def draws(self, count, generator):
         """Random numbers in 0…1 for `psp.crops.at_random`, count×5."""
@@ -86,10 +101,10 @@ def load_tree(name):
     digest = hashlib.sha256()
     for split, folders in listed.items():
         for folder in classes:
-            for path, size in folders[folder]:
-                digest.update(f"{split}/{folder}/{path.name} {size}\n".encode())
+            for name, size in folders[folder]:
+                digest.update(f"{split}/{folder}/{name} {size}\n".encode())
     noticed = look_at_all(tree, listed, digest.hexdigest())
-    train, val = (readable(tree, listed[split], classes, noticed) for split in ("train", "val"))
+    train, val = (readable(tree, split, listed[split], classes, noticed) for split in ("train", "val"))
     return train, val, len(classes), digest.hexdigest(), summary(noticed)
 
 
@@ -108,11 +123,11 @@ def find_tree(name):
 
 
 def list_files(split):
-    """{class: [(path, size in bytes)]} of the image files in a split's folders, in order."""
+    """{class: [(name, size in bytes)]} of the image files in a split's folders, in order."""
     found = {}
-    for folder in sorted(entry.path for entry in os.scandir(split) if entry.is_dir()):
-        images = [e for e in os.scandir(folder) if Path(e.name).suffix.lower() in SUFFIXES and e.is_file()]
-        found[Path(folder).name] = sorted((Path(e.path), e.stat().st_size) for e in images)
+    for folder in sorted(entry.name for entry in os.scandir(split) if entry.is_dir()):
+        entries = [e for e in os.scandir(split / folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES]
+        found[folder] = sorted((e.name, e.stat().st_size) for e in entries if e.is_file())
     if not any(found.values()):
         raise DataError(f"{split} has no image in any folder; unpack the set there again")
     return found
@@ -121,47 +136,75 @@ def list_files(split):
 def look_at_all(tree, listed, sha256):
     """Decode every file once: {"unreadable": {name: reason}, "converted": {mode: count}, "values": 3·H·W in all}.
 
-    What was found is kept in the user's cache folder by the tree's sha256, so that it is looked for only once.
+    What was found is kept in the user's cache folder by the tree's sha256, so that it is looked for only once; files
+    that could not be read are looked at again.
     """
-    kept = cache_folder() / f"images-{sha256[:32]}.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    paths = [path for folders in listed.values() for files in folders.values() for path, _ in files]
-    unreadable, modes, values = {}, Counter(), 0
-    with ThreadPoolExecutor(cores_of_one()) as pool:
-        looked = tqdm(pool.map(look, paths), f"decoding {tree.name} once", len(paths), unit="image", mininterval=1)
-        for path, (mode, count) in zip(paths, looked, strict=True):
-            if count:
-                modes[mode] += 1
-                values += count
-            else:
-                unreadable[path.relative_to(tree).as_posix()] = mode
-    modes.pop("RGB", None)
-    found = {"unreadable": unreadable, "converted": dict(sorted(modes.items())), "values": values}
-    kept.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+    kept = cache_folder() / f"images-{sha256[:32]}-pillow-{PIL.__version__}.json"
+    found = read_kept(kept)
+    if found:
+        names = list(found["unreadable"])
+    else:
+        found = {"converted": {}, "values": 0}
+        names = [f"{s}/{c}/{name}" for s, folders in listed.items() for c in folders for name, _ in folders[c]]
+    unreadable, modes, values = {}, Counter(found["converted"]), found["values"]
+    looked = in_threads(lambda name: look(tree / name), names)
+    if len(names) > NAMED:
+        looked = tqdm(looked, f"decoding {tree.name} once", len(names), unit="image", mininterval=1)
+    for name, (mode, count) in zip(names, looked, strict=True):
+        if count:
+            modes[mode] += mode != "RGB"
+            values += count
+        else:
+            unreadable[name] = mode
+    converted = {mode: count for mode, count in sorted(modes.items()) if count}
+    found = {"unreadable": unreadable, "converted": converted, "values": values}
+    if names:
+        write_record(found, kept)
     return found
 
 
+def read_kept(path):
+    """What an earlier look found; None where there was none or its file is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
 def look(path):
-    """(mode of the image in a file, 3·height·width), or (why it cannot be decoded, 0)."""
+    """(mode of the image in a file, 3·height·width), or (why it cannot be decoded, 0).
+
+    Raises DataError where the disk or the system is at fault, not the file.
+    """
     try:
         with Image.open(path) as image:
             image.load()
             return image.mode, 3 * image.width * image.height
     except Exception as error:  # Pillow raises many kinds, by the file format
+        if getattr(error, "errno", None):
+            raise DataError(f"{path} cannot be opened ({error}); nothing was left out, start again") from error
         return f"{type(error).__name__}: {error}".replace(str(path), path.name), 0
 
 
-def readable(tree, folders, classes, noticed):
+def in_threads(function, items):
+    """function(item) of all items, in order."""
+    with ThreadPoolExecutor(cores_of_one()) as pool:
+        for first in range(0, len(items), CHUNK):
+            yield from pool.map(function, items[first : first + CHUNK])
+
+
+def readable(tree, split, folders, classes, noticed):
     """The `Files` of a split that can be read, decoded if the whole tree fits in memory."""
     bad = noticed["unreadable"]
-    pairs = [(p, k) for k, c in enumerate(classes) for p, _ in folders[c] if p.relative_to(tree).as_posix() not in bad]
-    paths, labels = [path for path, _ in pairs], torch.tensor([label for _, label in pairs])
+    pairs = [(f"{split}/{c}/{name}", k) for k, c in enumerate(classes) for name, _ in folders[c]]
+    pairs = [(name, label) for name, label in pairs if name not in bad]
+    if not pairs:
+        raise DataError(f"{tree / split} has no image that can be read; unpack the set there again")
+    names = np.array([os.fsencode(name) for name, _ in pairs])
+    files = Files(tree, names, torch.tensor([label for _, label in pairs]))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE
-    if noticed["values"] > memory / int(os.environ.get("LOCAL_WORLD_SIZE", "1")):
-        return Files(paths, labels)
-    with ThreadPoolExecutor(cores_of_one()) as pool:
-        return Files(paths, labels, list(pool.map(decode, paths)))
+    fits = noticed["values"] <= memory / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return files.in_memory() if fits else files
 
 
 def summary(noticed):
@@ -172,32 +215,3 @@ def summary(noticed):
         **({"unreadable": {"count": len(unreadable), "files": named}} if unreadable else {}),
         **({"converted_to_rgb": converted} if converted else {}),
     }
-
-
-def unpack(root):
-    """Check ILSVRC2012's official tars in a folder by torchvision's md5 and unpack them to train/ and val/ there."""
-    from torchvision.datasets import imagenet
-
-    try:
-        imagenet.parse_devkit_archive(root)
-        for split, parse in (("train", imagenet.parse_train_archive), ("val", imagenet.parse_val_archive)):
-            if not (Path(root) / split).is_dir():
-                parse(root)
-    except RuntimeError as error:  # missing, or another md5
-        raise DataError(f"{root}: {error}") from error
-    return root
-
-
-def main():
-    """Check and unpack the official tars of ILSVRC2012 in the first data folder."""
-    parser = argparse.ArgumentParser(prog="python -m psp.folders", description=main.__doc__)
-    parser.add_argument("dataset", choices=["ilsvrc2012"])
-    root = data_folders()[0] / parser.parse_args().dataset
-    try:
-        print(f"ilsvrc2012 is in {unpack(root)}")
-    except DataError as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

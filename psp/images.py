@@ -27,6 +27,10 @@ class Images:
     def rows(self, index):
         return Images(self.pixels[index], self.labels[index])
 
+    def in_memory(self):
+        """Itself: they are."""
+        return self
+
     def draws(self, count, generator):
         """Random numbers for `augment`, count×3."""
         shifts = torch.randint(2 * PADDING + 1, (2, count), generator=generator)

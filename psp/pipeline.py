@@ -54,6 +54,8 @@ def check_data(profile, dataset):
 
 def train_stage(profile, runs, jobs, in_notebook):
     """Train runs to their records, all of the profile if none is named; one here, several in processes of their own."""
+    if distributed.is_torchelastic_launched() and len(runs) != 1:
+        raise ConfigError(f"torchrun trains one run at a time; name one of {', '.join(profile.runs)}")
     if len(runs) == 1:
         return train_run(profile, runs[0], in_notebook)
     return train_runs(profile, runs or list(profile.runs), jobs, in_notebook)
@@ -65,11 +67,13 @@ def train_run(profile, run, in_notebook=True):
     Under torchrun always directly; the first process writes the record.
     """
     config = profile.config(run)
-    check_data(profile, config.dataset)
     record, launched = profile.record_path(run), distributed.is_torchelastic_launched()
+    first = not launched or os.environ["RANK"] == "0"
+    if first:
+        check_data(profile, config.dataset)
     if launched:
         trained = train(config, checkpoints=CHECKPOINTS)
-        if os.environ["RANK"] == "0":
+        if first:
             write_record(trained, record)
     elif in_notebook:
         parameters = {**config.as_dict(), "record_path": str(record)}

@@ -8,6 +8,7 @@ import time
 import torch
 
 from psp.data import TREES, load
+from psp.distributed import cores_of_one
 from psp.errors import ConfigError, DataError
 from psp.fast import deterministic
 from psp.profiles import ROOT
@@ -15,6 +16,7 @@ from psp.records import device_name
 from psp.train import choose, steps_per_epoch
 
 LOADER_BATCHES = 10
+PREFETCHED = 2  # batches by each of a DataLoader's workers
 
 
 def plan(profile):
@@ -25,11 +27,13 @@ def plan(profile):
         return f"{counts}; nothing to train"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     speeds, steps, loaders, seconds = {}, set(), {}, 0.0
-    for config in (profile.config(run) for run in left):
-        try:
-            data = load(config.dataset).to(device)
-        except DataError as error:
-            return f"{counts}; cannot be trained here: {error}"
+    configs = [profile.config(run) for run in left]
+    try:
+        sets = {name: load(name).to(device) for name in {config.dataset for config in configs}}
+    except DataError as error:
+        return f"{counts}; cannot be trained here: {error}"
+    for config in configs:
+        data = sets[config.dataset]
         kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
         if kind not in speeds:
             speeds[kind], step = images_per_second(config, data, device)
@@ -61,10 +65,12 @@ def runs_left(profile):
 
 def loader_speed(config, data):
     """Images/s of a tree's training crops alone, without a step: what must not be slower than training."""
-    order = torch.randperm(len(data.train))[: LOADER_BATCHES * config.batch_size]
+    ahead = PREFETCHED * cores_of_one()  # batches that workers have begun before the clock starts, and are not counted
+    order = torch.randperm(len(data.train)).repeat(2)[: (LOADER_BATCHES + 2 * ahead) * config.batch_size]
     parts = [(b, data.train.draws(len(b), torch.Generator())) for b in order.split(config.batch_size)]
     fed = data.train.feed(parts, config, 0)
-    next(fed)  # not counted: workers start
+    for _ in range(min(ahead, len(parts) - 1)):
+        next(fed)
     began, images = time.perf_counter(), 0
     for _, labels in fed:
         images += len(labels)

@@ -16,6 +16,8 @@ from psp.errors import ConfigError, RunsFailedError
 from psp.profiles import ROOT
 
 PYTHON = sys.executable
+# How often a job may reach its time limit: each time it goes on from its last epoch.
+REQUEUES = 100
 LOGS = ROOT / "checkpoints" / "jobs"
 
 
@@ -49,7 +51,7 @@ def sweep(profile, runs, cluster, processes, parameters):
     Args:
         cluster: "slurm", or "local" for processes of this machine.
         processes: of a job, one for each GPU or CPU that trains a run.
-        parameters: submitit's, as "name=value": "timeout_min=240", "slurm_partition=gpu", "gpus_per_node=8", ….
+        parameters: submitit's, as "name=value": "timeout_min=240", which it needs, "slurm_partition=gpu", ….
 
     Raises ConfigError, before anything is submitted, for unknown runs and parameters; RunsFailedError, naming the runs
     and what they said last, once all others have ended.
@@ -74,9 +76,12 @@ def sweep(profile, runs, cluster, processes, parameters):
 
 def executor_for(cluster, parameters):
     """submitit's executor, its parameters set. Raises ConfigError for a scheduler or a parameter that there is not."""
+    settings = dict(map(parameter, parameters))
+    if "timeout_min" not in settings:
+        raise ConfigError("set timeout_min=…, the minutes after which a job is cut off and queued again")
     try:
-        executor = submitit.AutoExecutor(LOGS / "%j", cluster=cluster)
-        executor.update_parameters(**dict(map(parameter, parameters)))
+        executor = submitit.AutoExecutor(LOGS / "%j", cluster=cluster, slurm_max_num_timeout=REQUEUES)
+        executor.update_parameters(**settings)
     except (NameError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"sweep on {cluster!r}: {error}") from error
     return executor

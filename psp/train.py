@@ -61,7 +61,7 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)
-    device = torch.device(device) if device else usual_device()
+    device = usual_device() if device in (None, "cuda") else torch.device(device)
     with processes(device) as together:
         return train_together(config, checkpoints, device, progress, together)
 
@@ -80,7 +80,8 @@ def train_together(config, checkpoints, device, progress, together):
     with deterministic():
         state = start(config, data.num_classes, device)
         if not checkpoint.restore(state):
-            state.choice = together.share(None if together.rank else choose(config, training, data, device))
+            own = shared_by(config, together)
+            state.choice = together.share(None if together.rank else choose(own, training, data, device))
         state.processes = together
         compute_as_chosen(state)
         origin |= {"step": state.choice, "processes": together.count}
@@ -122,10 +123,16 @@ def start(config, num_classes, device):
     return State(model, optimizer, torch.Generator().manual_seed(config.seed))
 
 
+def shared_by(config, together):
+    """The settings of a run of which each step is what one of the processes `together` does of a step of `config`."""
+    own = len(together.parts(config.micro_batches))
+    return replace(config, batch_size=config.batch_size // together.count, micro_batches=own)
+
+
 def choose(config, images, data, device):
     """The fastest way to compute a step of this run here, by trying all on a few of its images."""
     steps = TRIAL_STEPS_ON_CPU if device.type == "cpu" else TRIAL_STEPS
-    few = images.rows(slice(0, steps * config.batch_size))
+    few = images.rows(slice(0, steps * config.batch_size)).in_memory()  # steps are tried, not disks
     still = replace(config, learning_rate=1e-9)  # so that no trial can diverge
 
     def ready(choice):
@@ -177,7 +184,7 @@ def train_epoch(state, images, data, config, bar):
         state.optimizer.step()
         bar.update()
         if (step + 1) % LOOK_EVERY == 0 or step + 1 == len(batches):
-            look(state, losses[: step + 1], wrong, config, bar)
+            look(state, together.sum(losses[: step + 1] / together.count), wrong, config, bar)
     losses, wrong = together.sum(losses) / together.count, together.sum(wrong)
     return {
         "epoch": state.epoch + 1,

@@ -48,17 +48,30 @@ def or_die(*arguments):
 torch.optim.SGD.step = or_die
 record = psp.train({config!r}, checkpoints={folder!r}, device="cpu", progress=False)
 assert record["provenance"]["processes"] == 2
+print(len(steps), "steps", flush=True)
 """
 
 
-def torchrun(config, folder, kill=0, processes=2):
+LONE_NAN = """
+cross_entropy = torch.nn.functional.cross_entropy
+factor = float("nan") if os.environ["RANK"] == "1" else 1.0
+torch.nn.functional.cross_entropy = lambda *arguments: factor * cross_entropy(*arguments)
+"""
+
+
+def torchrun(config, folder, kill=0, processes=2, script=SCRIPT):
     """The ended process of `torchrun` with two gloo processes; the second kills itself in step `kill`."""
-    script = folder / "script.py"
-    script.write_text(SCRIPT.format(config=config, folder=str(folder), kill=kill))
+    path = folder / "script.py"
+    path.write_text(script.format(config=config, folder=str(folder), kill=kill))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(psp.__file__).parents[1]}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, str(script)], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        [*command, str(path)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
     )
 
 
@@ -108,7 +121,16 @@ def test_after_a_process_is_killed_the_run_goes_on_to_the_same_numbers(alone, tm
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
     again = torchrun(CONFIG, tmp_path)
     assert again.returncode == 0, again.stderr
+    assert again.stdout.count("6 steps") == 2, "both went on from the first epoch"
     check_same(finished(tmp_path)[0], alone[0])
+
+
+def test_one_process_that_diverges_ends_both(tmp_path):
+    """Its images alone are at fault; the other must not wait for it."""
+    script = SCRIPT.replace("record = ", LONE_NAN + "record = ")
+    ended = torchrun(CONFIG, tmp_path, script=script)
+    assert ended.returncode != 0
+    assert "DivergedError: the loss became nan at epoch 1" in ended.stderr
 
 
 def test_micro_batches_that_processes_cannot_share_are_an_error_before_training(tmp_path):

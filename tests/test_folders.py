@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import imagenet
 
 import psp
-from psp import folders
+from psp import folders, ilsvrc
 from psp.config import RunConfig
 from psp.crops import at_random, decode, middle
 from psp.data import load
@@ -94,14 +94,47 @@ def test_a_file_that_breaks_while_training_is_named(tree, monkeypatch):
     monkeypatch.setattr(folders, "MEMORY_SHARE", 0)
     files = load("imagenette").train
     assert files.decoded is None
-    files.paths[1].write_bytes(b"")
-    with pytest.raises(DataError, match=r"n01440764_1\.JPEG cannot be read as an image any more"):
+    (tree / "train" / "n01440764" / "n01440764_1.JPEG").write_bytes(b"")
+    said = r"^\S*n01440764_1\.JPEG cannot be read as an image any more \(.*\); restore it and start again$"
+    with pytest.raises(DataError, match=said):
         files.image(1)
+    with pytest.raises(DataError, match=said):  # and through a DataLoader's worker
+        list(files.plain(torch.arange(6), RunConfig.of(TREE)))
+
+
+def test_a_disk_that_fails_leaves_no_image_out(tree, monkeypatch):
+    def failing(*arguments):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", failing)
+        with pytest.raises(DataError, match=r"cannot be opened .*nothing was left out, start again"):
+            load("imagenette")
+    assert len(load("imagenette").train) == 6
+
+
+def test_a_file_that_was_repaired_to_its_old_size_is_read_again(tree):
+    path = tree / "train" / "n01440764" / "n01440764_1.JPEG"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))
+    assert load("imagenette").summary()["unreadable"]["count"] == 1
+    path.write_bytes(whole)
+    data = load("imagenette")
+    assert len(data.train) == 6
+    assert "unreadable" not in data.summary()
+    assert load("imagenette").summary() == data.summary()
+
+
+def test_a_torn_note_of_what_was_found_is_made_anew(tree):
+    first = load("imagenette").summary()
+    (note,) = (tree.parent / "cache" / "psp").glob("images-*.json")
+    note.write_text("{")
+    assert load("imagenette").summary() == first
 
 
 def test_a_missing_tree_says_where_it_was_looked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=re.escape(str(tmp_path / "ilsvrc2012")) + ".*python -m psp.folders ilsvrc2012"):
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / "ilsvrc2012")) + ".*python -m psp.ilsvrc"):
         load("ilsvrc2012")
 
 
@@ -115,6 +148,9 @@ def test_a_split_without_images_is_an_error(tree):
     for file in (tree / "val").glob("*/*"):
         file.unlink()
     with pytest.raises(DataError, match="val has no image in any folder"):
+        load("imagenette")
+    (tree / "val" / "n01440764" / "broken.png").write_text("no image")
+    with pytest.raises(DataError, match="val has no image that can be read"):
         load("imagenette")
 
 
@@ -184,6 +220,8 @@ def test_sides_grow_in_equally_long_steps():
     odd = RunConfig.of({**TREE, "sides": [64, 40, 64], "epochs": 3})
     assert [odd.train_side(epoch) for epoch in range(3)] == [64, 48, 40]
     assert RunConfig.of({**TREE, "sides": [64, 64, 64], "epochs": 1}).train_side(0) == 64
+    short = RunConfig.of({**TREE, "sides": [64, 112, 128], "epochs": 3})
+    assert [short.train_side(epoch) for epoch in range(3)] == [64, 80, 112], "the last side is always reached"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +231,7 @@ def test_sides_grow_in_equally_long_steps():
         ({"sides": [64, 64, 0]}, "sides must be three"),
         ({"crop_area": 0}, "crop_area must be above 0 and at most 1"),
         ({"dataset": "cifar10"}, "cifar10 has images of 32×32: leave sides out"),
+        ({"dataset": "digits", "sides": [32, 32, 32], "crop_area": 0.5}, "crop_area is of image folders, and digits"),
         ({"batch_size": 64, "micro_batches": 3}, "batch_size 64 is no multiple of micro_batches 3"),
         ({"micro_batches": 0}, "micro_batches must be above 0"),
     ],
@@ -253,7 +292,7 @@ def test_official_tars_are_checked_by_their_md5(tmp_path):
     for name, _ in imagenet.ARCHIVE_META.values():
         tar(tmp_path / name, {"wrong": b"x"})
     with pytest.raises(DataError, match="archive"):
-        folders.unpack(tmp_path)
+        ilsvrc.unpack(tmp_path)
 
 
 def test_tars_that_are_right_become_a_tree(tmp_path, monkeypatch):
@@ -268,6 +307,9 @@ def test_tars_that_are_right_become_a_tree(tmp_path, monkeypatch):
         monkeypatch.setitem(imagenet.ARCHIVE_META, kind, (imagenet.ARCHIVE_META[kind][0], md5(content).hexdigest()))
     monkeypatch.setattr(imagenet, "parse_devkit_archive", lambda root: None)
     monkeypatch.setattr(imagenet, "load_meta_file", lambda root: ({}, ["n01440764"]))
-    folders.unpack(str(tmp_path))
+    with pytest.raises(DataError, match="train has 1 images, expected 1,281,167; delete it and start again"):
+        ilsvrc.unpack(str(tmp_path))
+    monkeypatch.setattr(ilsvrc, "IMAGES", {"train": 1, "val": 1})
+    ilsvrc.unpack(str(tmp_path))
     found = {p.relative_to(tmp_path).as_posix() for s in ("train", "val") for p in Path(tmp_path, s).glob("*/*")}
     assert found == {"train/n01440764/n01440764_1.JPEG", "val/n01440764/ILSVRC2012_val_00000001.JPEG"}

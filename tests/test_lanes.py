@@ -47,6 +47,10 @@ def error(net, frozen, x):
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
 
 
+def freeze(net, x):
+    return psp.freeze(net.eval(), x)
+
+
 class Graph:
     """A network that is written node by node, as psp.extract writes it."""
 
@@ -92,7 +96,7 @@ def test_random_convolutions(n, c, k, kernel, stride, dilation, padding, size, s
         conv.relu = seed % 2 == 0
     net = alone(conv, c, *size)
     x = torch.randn(n, c, *size).transpose(2, 3).contiguous().transpose(2, 3)
-    assert error(net, psp.freeze(net, x), x) < 1e-5
+    assert error(net, freeze(net, x), x) < 1e-5
 
 
 def random_network(seed):
@@ -135,7 +139,7 @@ def test_random_networks(seed, n, threads):
     net, x, before = random_network(seed), torch.randn(n, 3, 6, 7), torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert error(net, psp.freeze(net, x), x) < 1e-5
+        assert error(net, freeze(net, x), x) < 1e-5
     finally:
         torch.set_num_threads(before)
 
@@ -147,7 +151,7 @@ def test_extracted_networks(name, structure):
     net, x = network(name)
     smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.7 if alpha.numel() > 1 else 0.3), x)
     state = copy.deepcopy(smaller.state_dict())
-    frozen = psp.freeze(smaller, x)
+    frozen = freeze(smaller, x)
     for n in (0, 1, 35):
         images = torch.randn(n, 3, 16, 16)
         if n:
@@ -161,7 +165,7 @@ def test_extracted_networks(name, structure):
 def test_networks_of_others():
     """A 7×7 stem, maximum pooling, strided shortcuts; batch normalization that is not folded."""
     net, x = network("resnet18")
-    assert error(net, psp.freeze(net, x), x) < 1e-5
+    assert error(net, freeze(net, x), x) < 1e-5
 
 
 @needs_bfloat16
@@ -171,14 +175,14 @@ def test_bfloat16_is_as_exact_as_pytorch(structure):
     smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.6), x)
     images = torch.randn(70, 3, 16, 16).bfloat16()
     theirs = copy.deepcopy(smaller).bfloat16()
-    assert 0 < error(smaller, psp.freeze(smaller, images), images) < 1.5 * error(smaller, theirs, images)
+    assert 0 < error(smaller, freeze(smaller, images), images) < 1.5 * error(smaller, theirs, images)
 
 
 @needs_bfloat16
 def test_random_networks_in_bfloat16():
     for seed in range(30):
         net, images = random_network(seed), torch.randn(34, 3, 6, 7).bfloat16()
-        assert error(net, psp.freeze(net, images), images) < 0.05
+        assert error(net, freeze(net, images), images) < 0.05
 
 
 @pytest.mark.parametrize(
@@ -194,14 +198,14 @@ def test_layers(layer):
     x = torch.randn(20, 3, 5, 7)
     padded = isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.ZeroPad2d)  # as psp.extract writes it
     net = alone(layer, 3, 5, 7) if padded else nn.Sequential(layer)
-    assert error(net, psp.freeze(net.eval(), x), x) < 1e-5
+    assert error(net, freeze(net, x), x) < 1e-5
 
 
 def test_a_nan_stays_a_nan():
     net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2))
     x = torch.randn(3, 1, 4, 4)
     x[1, 0, 0, 0] = torch.nan
-    assert psp.freeze(net, x)(x).isnan().nonzero().tolist() == [[1, 0, 0, 0]]
+    assert freeze(net, x)(x).isnan().nonzero().tolist() == [[1, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("flags", [("-mavx2", "-mfma"), ("-march=x86-64",)])
@@ -214,10 +218,10 @@ def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
     try:
         for seed in range(12):
             net, x = random_network(seed), torch.randn(11, 3, 6, 7)
-            assert error(net, psp.freeze(net, x), x) < 1e-5
-        assert psp.freeze(net, x).lanes == (8 if "-mavx2" in flags else 4)
+            assert error(net, freeze(net, x), x) < 1e-5
+        assert freeze(net, x).lanes == (8 if "-mavx2" in flags else 4)
         with pytest.raises(KernelError, match="no products of bfloat16"):
-            psp.freeze(net, x.bfloat16())
+            freeze(net, x.bfloat16())
     finally:
         native.load.cache_clear()
 
@@ -232,7 +236,7 @@ def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
 )  # fmt: skip
 def test_what_cannot_be_frozen_is_named(layer, name):
     with pytest.raises(KernelError, match=f"{name} cannot be run with images as lanes; run the network itself$"):
-        psp.freeze(nn.Sequential(layer), torch.zeros(1, 4, 6, 6))
+        freeze(nn.Sequential(layer), torch.zeros(1, 4, 6, 6))
 
 
 @pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: x * x, lambda x: x[:, 1:], lambda x: x.mean(1),
@@ -244,19 +248,19 @@ def test_functions_that_cannot_be_frozen(function):
             return function(x)
 
     with pytest.raises(KernelError, match=r"^operation '.*' cannot be run with images as lanes"):
-        psp.freeze(Net(), torch.zeros(1, 4, 6, 6))
+        freeze(Net(), torch.zeros(1, 4, 6, 6))
 
 
 def test_images_that_it_was_not_frozen_for():
     net, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
-    frozen = psp.freeze(nn.Sequential(net), x)
+    frozen = freeze(nn.Sequential(net), x)
     for wrong in (x.double(), x[:, :, 1:], x[0]):
         with pytest.raises(ConfigError, match=r"frozen for torch.float32 images of shape \(3, 8, 8\).*call psp.freeze"):
             frozen(wrong)
     with pytest.raises(ConfigError, match="has no gradients"):
         frozen(x.clone().requires_grad_())
     with pytest.raises(KernelError, match=r"not for 4 axes, torch\.float64"):
-        psp.freeze(nn.Sequential(net), x.double())
+        freeze(nn.Sequential(net), x.double())
 
 
 def test_without_a_compiler(monkeypatch):
@@ -264,6 +268,52 @@ def test_without_a_compiler(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     try:
         with pytest.raises(KernelError, match=r"lanes\.c cannot be compiled.*install gcc or clang"):
-            psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(1, 3, 8, 8))
+            freeze(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(1, 3, 8, 8))
     finally:
         native.load.cache_clear()
+
+
+class TwiceRead(nn.Module):
+    """A convolution whose output is read again after its ReLU was computed, in place or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.first(x)
+        return h + self.second(self.relu(h))
+
+
+def test_a_relu_that_writes_over_its_input_is_seen_by_all_later_readers():
+    torch.manual_seed(0)
+    net, x = TwiceRead().eval(), torch.randn(5, 3, 6, 6)
+    assert error(net, freeze(net, x), x) < 1e-5
+    assert net.relu.inplace, "the network stays as it is"
+
+
+class SumOfHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(48, 5), nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.a(x) + self.b(x)
+
+
+def test_a_sum_of_linear_layers_stays_flat():
+    net, x = SumOfHeads().eval(), torch.randn(5, 3, 4, 4)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+def test_networks_that_are_not_ready_are_refused():
+    x = torch.randn(2, 3, 6, 6)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(KernelError, match="in training mode"):
+        psp.freeze(net, x)
+    with pytest.raises(KernelError, match="still parameterized"):
+        psp.freeze(psp.parameterize(net.eval(), "channel"), x)
+    with pytest.raises(KernelError):
+        psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(1, 2)).eval(), x)

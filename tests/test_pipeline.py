@@ -174,6 +174,12 @@ def test_errors_come_as_one_line(tmp_path, monkeypatch):
             pipeline.main(arguments)
 
 
+def test_torchrun_trains_one_run_at_a_time(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(SystemExit, match="error: torchrun trains one run at a time; name one of baseline-s0"):
+        pipeline.main(["train", "demo"])
+
+
 def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
     profile = Profile("elsewhere", {BASELINE: RunConfig(method="baseline")})
     monkeypatch.setattr("psp.profiles.ROOT", tmp_path)

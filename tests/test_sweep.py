@@ -5,7 +5,7 @@ import pytest
 from psp import sweep as sweeps
 from psp.config import RunConfig
 from psp.errors import ConfigError, RunsFailedError
-from psp.profiles import Profile, load_profile
+from psp.profiles import Profile
 
 PROFILE = Profile("demo", {"a": RunConfig(), "b": RunConfig(seed=1)})
 # Stands for Python in a job: writes down how it was called, and fails for one run.
@@ -43,12 +43,14 @@ def test_the_last_error_is_what_a_stage_said():
     assert sweeps.last_error("") == ""
 
 
-def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(jobs):
+def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(jobs, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Slurm, whatever machine this is
     for runs, cluster, parameters, said in (
         (["x"], "local", [], "profile 'demo' has no run 'x'"),
         ([], "local", ["timeout"], "a parameter is written name=value, got 'timeout'"),
-        ([], "local", ["time_min=5"], "sweep on 'local': .*time_min"),
-        ([], "slurm", [], "sweep on 'slurm': .*srun"),
+        ([], "local", ["slurm_partition=gpu"], "set timeout_min="),
+        ([], "local", ["timeout_min=9", "time_min=5"], "sweep on 'local': .*time_min"),
+        ([], "slurm", ["timeout_min=9"], "sweep on 'slurm': .*srun"),
     ):
         with pytest.raises(ConfigError, match=said):
             sweeps.sweep(PROFILE, runs, cluster, 1, parameters)
@@ -66,11 +68,12 @@ def test_jobs_run_on_the_local_cluster_and_failures_are_named(jobs):
     with pytest.raises(RunsFailedError, match="1 of 3 runs failed: bad-s0: error: nothing to train on"):
         sweeps.sweep(Profile("demo", runs), [], "local", 1, ["timeout_min=5"])
     assert len(list(jobs.rglob("*_submitted.pkl"))) == 3
-    assert sweeps.sweep(Profile("demo", runs), ["b-s0"], "local", 1, []).startswith("1 runs trained on local")
+    assert sweeps.sweep(Profile("demo", runs), ["b-s0"], "local", 1, ["timeout_min=5"]).startswith(
+        "1 runs trained on local"
+    )
 
 
 def test_a_job_that_is_cut_off_is_queued_again_as_it_was():
     again = sweeps.TrainingJob().checkpoint("laptop", "baseline-s0", 1)
     assert again.args == ("laptop", "baseline-s0", 1)
     assert isinstance(again.function, sweeps.TrainingJob)
-    assert load_profile("laptop").config("baseline-s0")

@@ -1,5 +1,6 @@
 """A network frozen for the CPU, with images as the lanes of its vector registers: `lanes.c`, called through ctypes."""
 
+import copy
 import ctypes
 import threading
 from itertools import pairwise, product
@@ -9,14 +10,16 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from psp.errors import ConfigError, KernelError
-from psp.extraction.graph import trace
+from psp.errors import ConfigError, ExtractError, KernelError
+from psp.extract import check_evaluation
+from psp.extraction.graph import make_pure, trace
 from psp.kernels import structs
 from psp.kernels.cpu import FLAGS, parallel
 from psp.kernels.memory import allocate
 from psp.kernels.planner import Planner
 from psp.kernels.values import COMBINE, CONV
 from psp.native import load
+from psp.parameterize import parametrizations
 
 SOURCE = Path(__file__).with_name("lanes.c")
 MACROS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
@@ -39,7 +42,8 @@ def freeze(network, images):
             function is for this type and size, and for any N.
 
     Raises:
-        KernelError: an operation that is none of these, or a machine without a compiler or such products.
+        KernelError: a network in training mode or still parameterized, an operation that is none of these, or a machine
+            without a compiler or such products.
     """
     return Frozen(network, images)
 
@@ -56,7 +60,7 @@ class Frozen:
         self.lanes = self.library.psp_lanes(ctypes.c_int64(self.dtype.itemsize))
         if not self.lanes:
             raise KernelError("this processor has no products of bfloat16 (AVX512-BF16); freeze for float32")
-        plan = Planner(network if isinstance(network, fx.GraphModule) else trace(network), *self.shape)
+        plan = Planner(prepared(network), *self.shape)
         self.result = plan.result
         self.begins, self.vectors = allocate(plan.operations, plan.result.source)
         self.kept = []  # what pointers point to
@@ -139,6 +143,20 @@ class Frozen:
         items = list(items)
         self.kept.append((kind * len(items))(*items))
         return ctypes.addressof(self.kept[-1])
+
+
+def prepared(network):
+    """A copy of a network, in evaluation mode, as a graph in which nothing writes over its input."""
+    if parametrizations(network):
+        raise KernelError("the network is still parameterized; call psp.extract or psp.fold first")
+    try:
+        check_evaluation(network)
+        network = copy.deepcopy(network)
+        network = network if isinstance(network, fx.GraphModule) else trace(network)
+        make_pure(network)
+    except ExtractError as error:
+        raise KernelError(str(error)) from error
+    return network
 
 
 def stretches(o, axis):

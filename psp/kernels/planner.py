@@ -89,7 +89,7 @@ class Planner(fx.Interpreter):
             if self.can_add(branch, shortcut):
                 branch.source.reads.append(shortcut)
                 branch.source.bias = branch.source.bias + branch.constant + shortcut.constant
-                return Value.of(branch.source)
+                return Value.of(branch.source)._replace(flat=branch.flat)
         x, y = (x, y) if y.unscaled else (y, x)
         return self.combine(x, y if y.unscaled else self.plain(y))
 
@@ -198,8 +198,8 @@ class Planner(fx.Interpreter):
         require(sorted(d % 4 for d in dim) == [2, 3])
         return self.pool(x, x.size)._replace(flat=not keepdim)
 
-    def flatten(self, x, start=0):
-        require(start == 1)
+    def flatten(self, x, start_dim=0, end_dim=-1):
+        require(start_dim == 1 and end_dim in (-1, 3))
         return x._replace(flat=True)
 
 
@@ -213,7 +213,7 @@ MODULES = {
     nn.MaxPool2d: Planner.max_pool,
     nn.AvgPool2d: Planner.mean_pool,
     nn.AdaptiveAvgPool2d: Planner.global_pool,
-    nn.Flatten: lambda planner, x, module: planner.flatten(x, module.start_dim),
+    nn.Flatten: lambda planner, x, module: planner.flatten(x, module.start_dim, module.end_dim),
     SelectChannels: Planner.select,
 }
 FUNCTIONS = {

@@ -39,7 +39,7 @@ class DenseNetworks:
 
     def calls(self, model, images):
         """Its variants for a batch of this size, as `make_variants`."""
-        key = model, len(images)
+        key = model, images.shape
         if key not in self.variants:
             self.variants[key] = make_variants(self.networks[model], self.settings, images)
         return self.variants[key]
