@@ -88,7 +88,8 @@ def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert "bfloat16" in make_variant("onnxruntime", "bfloat16", small_net(), torch.zeros(1, 3, 8, 8), 1)
     assert "CPUs only" in unavailable("onnxruntime", "float32", torch.device("cuda"))
     assert "CPUs only" in unavailable("lanes", "float32", torch.device("cuda"))
-    assert "'0' cannot be run" in make_variant("lanes", "float32", nn.Sequential(nn.GELU()).eval(), torch.zeros(1, 3, 8, 8), 1)
+    unknown = nn.Sequential(nn.GELU()).eval()
+    assert "'0' cannot be run" in make_variant("lanes", "float32", unknown, torch.zeros(1, 3, 8, 8), 1)
     assert unavailable("compile", "float32", torch.device("cuda")) == ""
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert not has_compiler()
