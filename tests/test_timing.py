@@ -1,6 +1,7 @@
 """Timing: who takes turns with whom, that every variant runs the same network, and what the tables make of it."""
 
 import json
+from dataclasses import replace
 from itertools import groupby
 
 import pandas as pd
@@ -265,3 +266,16 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
 def test_every_backend_is_known_where_it_is_made():
     reasons = [unavailable(backend, "float32", CPU) for backend in BACKENDS]
     assert sum(not reason for reason in reasons) >= 2
+
+
+@pytest.mark.parametrize("profile", ["demo", "laptop", "paper", "demo/ilsvrc", "laptop/ilsvrc", "paper/ilsvrc"])
+def test_every_profile_can_prune_its_network_by_the_structures_it_times(profile):
+    config = load_profile(profile).timing
+    for structure in config.structures:
+        psp.parameterize(psp.create_model(config.model), structure, skip=config.skip)
+
+
+def test_a_structure_that_the_network_cannot_have_is_an_error_before_anything_is_timed():
+    config = replace(load_profile("demo").timing, model="resnet18", structures=("column", "layer"), runs=())
+    with pytest.raises(ConfigError, match=r"needs a bypass, and nothing leads around layer2\.0\.downsample\.0"):
+        next(networks(load_profile("demo"), config))

@@ -24,6 +24,8 @@ def networks(profile, config):
     Images have the side of a run's test images; for random masks, of the profile's first run. These have as many
     classes as the runs, 10 where no run is timed.
     """
+    for structure in config.structures:  # before any time is spent: a structure that the network cannot have
+        parameterize(create_model(config.model), structure, skip=config.skip)
     records = {run: read_record(profile.record_path(run)) for run in config.runs}
     for run, record in records.items():
         settings = profile.config(run)
