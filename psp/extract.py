@@ -74,7 +74,7 @@ def fold_batchnorm(model):
     check_evaluation(model)
     network = trace(fold(copy.deepcopy(model)))
     fold_batchnorm_(network)
-    return network
+    return network.eval()
 
 
 def check(model):

@@ -1,6 +1,7 @@
 """Timing: who takes turns with whom, that every variant runs the same network, and what the tables make of it."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import groupby
 
@@ -101,6 +102,20 @@ def test_the_dense_network_has_no_zeros_that_lanes_would_leave_out():
     masked = random_masks("resnet20", "channel", 0.8, skip=("conv1", "fc"))
     network = DenseNetworks(SETTINGS).network("resnet20", masked)
     assert all(parameter.all() for parameter in network.parameters())
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler here")
+def test_the_dense_network_is_timed_in_every_variant_of_the_extracted_one():
+    """A variant that only the extracted network has would make its speed-up one over a slower dense network."""
+    about = {"name": "n", "model": "resnet20", "structure": "channel", "masks": "random", "batches": [2], "side": 16}
+    masked = random_masks("resnet20", "channel", 0.8, skip=("conv1", "fc"))
+    settings = {"backends": ["eager", "lanes"], "precisions": ["float32"]}
+    (network,) = timing_record([(about, masked)], settings, CPU)["networks"]
+    variants = {
+        name: {t["backend"] for t in network["timings"] if t["network"] == name} for name in ("dense", "extracted")
+    }
+    assert variants["dense"] == variants["extracted"] == {"eager", "lanes"}
+    assert network["unavailable"] == network["dense_unavailable"] == []
 
 
 def test_what_a_network_must_move_and_do_by_hand():

@@ -104,7 +104,9 @@ def time_network(about, masked, dense, device):
     for batch in about["batches"]:
         images = torch.randn(batch, 3, side, side, device=device)
         calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
-        made = {"dense": dense.calls(about["model"], images)[0], "extracted": calls}
+        dense_calls, missing = dense.calls(about["model"], images)
+        entry["dense_unavailable"] = missing
+        made = {"dense": dense_calls, "extracted": calls}
         entry["timings"] += time_batch(networks, made, images)
     return entry
 
