@@ -81,8 +81,17 @@ def finished(folder):
     return json.loads(path.read_text()), load_file(path.with_name("weights.safetensors"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the processes of torchrun have: sums in the same order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, few_digits):
+def alone(tmp_path_factory, few_digits, one_thread):
     folder = tmp_path_factory.mktemp("alone")
     psp.train(CONFIG, checkpoints=folder, device="cpu", progress=False)
     return finished(folder)
