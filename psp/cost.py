@@ -41,14 +41,21 @@ def cost(model, example_input):
 
         return hook
 
-    handles = [layer.register_forward_hook(save(name)) for name, (layer, _) in parametrizations(model).items()]
+    hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
+    with hooked(hooks), evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(example_input)
+    return Cost(params, counter.get_total_flops() // 2 - sum(saved))
+
+
+@contextmanager
+def hooked(hooks):
+    """Forward hooks, pairs of a module and a hook, for as long as the context lasts."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:
-        with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(example_input)
+        yield
     finally:
         for handle in handles:
             handle.remove()
-    return Cost(params, counter.get_total_flops() // 2 - sum(saved))
 
 
 @contextmanager

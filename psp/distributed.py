@@ -80,14 +80,12 @@ def processes(device):
     distributed.destroy_process_group()
 
 
-def usual_device():
-    """The GPU that is this process's, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if not distributed.is_torchelastic_launched():
-        return torch.device("cuda")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
+def own_device(device=None):
+    """This process's device: of the GPUs its own, if `device` names no other; without any, and unasked, the CPU."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None and distributed.is_torchelastic_launched():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
     return device
 
 

@@ -35,12 +35,10 @@ def train_runs(profile, runs, jobs=1, in_notebook=True):
         for ended in as_completed(started):
             run, process = started[ended], ended.result()
             if process.returncode:
-                failed[run] = (process.stderr.strip().splitlines() or [f"ended by {process.returncode}"])[-1]
+                failed[run] = what_failed(process)
             bar.write(f"{run}: {failed[run]}" if run in failed else process.stdout.strip(), file=sys.stderr)
             bar.update()
-    if failed:
-        reasons = "; ".join(f"{run}: {failed[run]}" for run in runs if run in failed)
-        raise RunsFailedError(f"{len(failed)} of {len(runs)} runs failed: {reasons}")
+    raise_if_any_failed(failed, runs)
     return f"{len(runs)} runs trained in {minutes(time.perf_counter() - began)}"
 
 
@@ -49,3 +47,16 @@ def _train(profile, run, options, jobs):
     command = [sys.executable, "-m", "psp.pipeline", "train", profile.name, run, *options]
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // jobs))}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def what_failed(process):
+    """The last line that the ended process of a stage said of an error, or else the last one."""
+    lines = process.stderr.strip().splitlines() or [f"ended by {process.returncode}"]
+    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1])
+
+
+def raise_if_any_failed(failed, runs):
+    """Raise RunsFailedError if `failed`, {run: what it said last}, names any of `runs`."""
+    if failed:
+        reasons = "; ".join(f"{run}: {failed[run]}" for run in runs if run in failed)
+        raise RunsFailedError(f"{len(failed)} of {len(runs)} runs failed: {reasons}")

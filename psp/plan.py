@@ -8,7 +8,7 @@ import time
 import torch
 
 from psp.data import TREES, load
-from psp.distributed import cores_of_one
+from psp.distributed import cores_of_one, own_device
 from psp.errors import ConfigError, DataError
 from psp.fast import deterministic
 from psp.profiles import ROOT
@@ -25,7 +25,7 @@ def plan(profile):
     counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} up to date"
     if not left:
         return f"{counts}; nothing to train"
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     speeds, steps, loaders, seconds = {}, set(), {}, 0.0
     configs = [profile.config(run) for run in left]
     try:

@@ -12,7 +12,8 @@ import submitit
 from submitit.helpers import Checkpointable, as_completed
 from tqdm import tqdm
 
-from psp.errors import ConfigError, RunsFailedError
+from psp.errors import ConfigError
+from psp.jobs import raise_if_any_failed, what_failed
 from psp.profiles import ROOT
 
 PYTHON = sys.executable
@@ -36,13 +37,7 @@ class TrainingJob(Checkpointable):
             python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         command = [*python, "psp.pipeline", "train", profile, run, "--no-notebook"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        return last_error(done.stderr) or f"ended by {done.returncode}" if done.returncode else ""
-
-
-def last_error(text):
-    """The last line that a pipeline's stage said of an error, or else the last one."""
-    lines = text.strip().splitlines()
-    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
+        return what_failed(done) if done.returncode else ""
 
 
 def sweep(profile, runs, cluster, processes, parameters):
@@ -68,9 +63,7 @@ def sweep(profile, runs, cluster, processes, parameters):
         error = job.exception()  # of a job that did not even end by itself
         if said := str(error).strip().splitlines()[0] if error else job.result():
             failed[names[job.job_id]] = said
-    if failed:
-        reasons = "; ".join(f"{run}: {reason}" for run, reason in failed.items())
-        raise RunsFailedError(f"{len(failed)} of {len(runs)} runs failed: {reasons}")
+    raise_if_any_failed(failed, runs)
     return f"{len(runs)} runs trained on {cluster}; `make repro` takes their records from checkpoints/"
 
 

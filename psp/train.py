@@ -14,7 +14,7 @@ from tqdm import tqdm
 from psp.checkpoint import Checkpoint
 from psp.config import RunConfig
 from psp.data import load, normalize
-from psp.distributed import ALONE, Processes, Statistics, no_exchange, processes, usual_device
+from psp.distributed import ALONE, Processes, Statistics, no_exchange, own_device, processes
 from psp.errors import CheckpointError, ConfigError, DivergedError, KernelError
 from psp.evaluate import errors_pct
 from psp.fast import Network, deterministic, fastest, ways
@@ -61,7 +61,7 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)
-    device = usual_device() if device in (None, "cuda") else torch.device(device)
+    device = own_device(device)
     with processes(device) as together:
         return train_together(config, checkpoints, device, progress, together)
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import psp
-from psp.distributed import ALONE, Processes, Statistics
+from psp.distributed import ALONE, Processes, Statistics, own_device
 from psp.errors import ConfigError
 from psp.fast import Network
 from psp.train import State, backward
@@ -182,3 +182,21 @@ def test_running_statistics_are_the_mean_over_micro_batches_by_hand():
     variances = torch.stack([part.transpose(0, 1).flatten(1).var(1) for part in parts]).mean(0)
     assert torch.allclose(norm.running_mean, 0.75 * means, atol=1e-6)
     assert torch.allclose(norm.running_var, 0.25 + 0.75 * variances, atol=1e-6)
+
+
+def test_a_device_that_is_asked_for_is_never_replaced(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device() == torch.device("cpu")
+    assert own_device("cuda").type == "cuda", "training then fails by PyTorch's own error, not on the CPU unasked"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device().type == "cuda"
+    assert own_device("cpu") == torch.device("cpu")
+
+
+def test_a_process_of_torchrun_has_the_gpu_of_its_own_rank(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device("cuda") == chosen[0] == torch.device("cuda", 3)
+    assert own_device("cuda:1") == torch.device("cuda", 1)

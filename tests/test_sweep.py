@@ -1,10 +1,13 @@
 """Sweeps: what is submitted, by submitit's own executor for this machine, and what is said of runs that fail."""
 
+from subprocess import CompletedProcess
+
 import pytest
 
 from psp import sweep as sweeps
 from psp.config import RunConfig
 from psp.errors import ConfigError, RunsFailedError
+from psp.jobs import what_failed
 from psp.profiles import Profile
 
 PROFILE = Profile("demo", {"a": RunConfig(), "b": RunConfig(seed=1)})
@@ -38,9 +41,12 @@ def test_several_processes_are_started_by_torchrun(jobs):
 
 
 def test_the_last_error_is_what_a_stage_said():
-    assert sweeps.last_error("a\nerror: what is wrong\n[W] noise") == "error: what is wrong"
-    assert sweeps.last_error("Traceback\nValueError: x") == "ValueError: x"
-    assert sweeps.last_error("") == ""
+    def said(text):
+        return what_failed(CompletedProcess([], 3, stderr=text))
+
+    assert said("a\nerror: what is wrong\n[W] noise") == "error: what is wrong"
+    assert said("Traceback\nValueError: x") == "ValueError: x"
+    assert said("") == "ended by 3"
 
 
 def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(jobs, monkeypatch):

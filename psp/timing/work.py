@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from psp.cost import cost, evaluation_mode
+from psp.cost import cost, evaluation_mode, hooked
 from psp.timing.floor import Limits, Work
 from psp.timing.settings import PRECISIONS
 
@@ -25,13 +25,8 @@ def work(model, images):
         weights = sum(p.numel() for p in layer.parameters())
         values.append(inputs[0].numel() + output.numel() + weights)
 
-    layers = [m for m in model.modules() if is_layer(m)]
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
+    with hooked((m, count) for m in model.modules() if is_layer(m)):
         macs = cost(model, images).macs
-    finally:
-        for handle in handles:
-            handle.remove()
     return Work(sum(values), macs)
 
 
@@ -47,13 +42,8 @@ def nonzero_macs(model, image):
         positions = output.numel() // layer.weight.shape[0]
         needed.append(int(layer.weight.count_nonzero()) * positions)
 
-    handles = [m.register_forward_hook(count) for m in model.modules() if is_layer(m)]
-    try:
-        with evaluation_mode(model):
-            model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked((m, count) for m in model.modules() if is_layer(m)), evaluation_mode(model):
+        model(image)
     return sum(needed)
 
 
