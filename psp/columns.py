@@ -24,11 +24,11 @@ class ColumnSparseConv2d(nn.Module):
         self.kernel_size = tuple(kernel_size)
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.relu = False  # psp.extract sets it where a ReLU follows
-        channels, taps = weight.flatten(2).ne(0).any(0).nonzero(as_tuple=True)
+        kept, channels, taps = nonzero_columns(weight)
         self.register_buffer("channels", channels)
         self.register_buffer("taps", taps)
         # K×J, in memory J×K: the order in which the kernels read it.
-        self.weight = nn.Parameter(weight.flatten(2)[:, channels, taps].t().contiguous().t())
+        self.weight = nn.Parameter(kept.t().contiguous().t())
         self.bias = None if bias is None else nn.Parameter(bias)
 
     def forward(self, x):
@@ -44,3 +44,10 @@ class ColumnSparseConv2d(nn.Module):
             f"{columns}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
             f"bias={self.bias is not None}, relu={self.relu}"
         )
+
+
+def nonzero_columns(weight):
+    """(K×J weight, J channels, J taps) of a weight K×C×R×S: its columns that are not all zero."""
+    weight = weight.flatten(2)
+    channels, taps = weight.ne(0).any(0).nonzero(as_tuple=True)
+    return weight[:, channels, taps], channels, taps

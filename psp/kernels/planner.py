@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.columns import ColumnSparseConv2d
+from psp.columns import ColumnSparseConv2d, nonzero_columns
 from psp.errors import KernelError
 from psp.extraction.graph import describe
 from psp.extraction.layers import pads
@@ -232,13 +232,6 @@ def require(condition):
     """Raise ValueError, which `Planner.run_node` turns into the error for users, unless the condition holds."""
     if not condition:
         raise ValueError
-
-
-def nonzero_columns(weight):
-    """(K×J weight, J channels, J taps) of a dense weight: its columns that are not all zero."""
-    weight = weight.flatten(2)
-    channels, taps = weight.ne(0).any(0).nonzero(as_tuple=True)
-    return weight[:, channels, taps], channels, taps
 
 
 def pair(value):
