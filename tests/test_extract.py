@@ -288,3 +288,12 @@ def test_a_model_in_training_mode_is_named():
         psp.extract(net.train(), torch.randn(2, 3, 8, 8))
     with pytest.raises(ExtractError, match="Sequential is in training mode"):
         fold_batchnorm(net)
+
+
+def test_two_batch_normalizations_in_a_row_are_both_folded():
+    torch.manual_seed(0)
+    net = randomize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    folded = fold_batchnorm(net)
+    assert [type(m) for m in folded.children()] == [nn.Conv2d]
+    torch.testing.assert_close(folded(x), net(x))

@@ -150,7 +150,8 @@ def fold_batchnorm_(network):
         if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
             continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        network.set_submodule(before.target, fuse(layer, norm))
+        modules[before.target] = fuse(layer, norm)  # into which a second one may be folded
+        network.set_submodule(before.target, modules[before.target])
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)
     network.delete_all_unused_submodules()
