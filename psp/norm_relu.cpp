@@ -1,14 +1,15 @@
 // relu(batch_norm(x) + residual) and its gradient in as few passes over memory as there can be: two each way.
 //
-//   forward:  mean, var of every channel over the n rows;  z = max(0, x·a + s + residual)
-//             with a = γ·r, s = β − mean·a, r = 1/√(var + ε)
+//   forward:  mean, var of every channel over the n rows;  z = max(0, (x − mean)·a + β + residual)
+//             with a = γ·r, r = 1/√(var + ε)
 //   backward: g = dz where z > 0;  dβ = Σ g,  dγ = r·Σ g·(x − mean),  dx = a·(g − dβ/n − r·(x − mean)·dγ/n)
 //
 // An image tensor in channels-last memory is a matrix of n = N·H·W rows and c channels. It is worked on in blocks of 64
 // values next to each other, a length that the compiler knows and keeps in registers; after `period` values, the
 // least common multiple of c and 64, blocks meet the same channels again. Values are float or bfloat16, all that is
 // computed is float, and totals are double. Sums run over a fixed number of parts of the matrix and are added in
-// their order, so that the result does not depend on the number of threads.
+// their order, so that the result does not depend on the number of threads. Where a channel's mean is many times its
+// spread, x·a + (β − mean·a) would lose the digits that x − mean keeps.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int64_t kBlock = 64;
 constexpr int64_t kParts = 32;
+constexpr int64_t kSamples = 64;
 
 struct bfloat16 {
     uint16_t bits;
@@ -51,6 +53,18 @@ std::vector<float> repeated(const float* values, int64_t c, int64_t period) {
     std::vector<float> result(period);
     for (int64_t i = 0; i < period; ++i) result[i] = values[i % c];
     return result;
+}
+
+// About the mean of every channel: that of some rows, evenly spaced over all of them.
+template <typename T>
+std::vector<float> rough_mean(const T* x, int64_t n, int64_t c) {
+    const int64_t rows = std::min(n, kSamples);
+    std::vector<double> sum(c, 0.0);
+    for (int64_t row = 0; row < rows; ++row)
+        for (int64_t k = 0; k < c; ++k) sum[k] += load(x[(n * row / rows) * c + k]);
+    std::vector<float> mean(c);
+    for (int64_t k = 0; k < c; ++k) mean[k] = float(sum[k] / rows);
+    return mean;
 }
 
 // Two sums for every channel: block(at, channel, first, second) adds those of the 64 values from `at` on; `channel` is
@@ -93,7 +107,7 @@ void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const fl
              float* running_mean, float* running_var, float momentum, float epsilon, float* mean, float* scale) {
     const int64_t size = n * c, period = std::lcm(c, kBlock);
     // Sums of x − shift: with a shift near the mean, Σ(x − shift)² − n·(mean − shift)² loses no digits.
-    const std::vector<float> shift = repeated(running_mean, c, period);
+    const std::vector<float> shift = repeated(rough_mean(x, n, c).data(), c, period);
     std::vector<double> sum(c), square(c);
     channel_sums(size, c, period, sum.data(), square.data(), [&](int64_t at, int64_t channel, float* one, float* two) {
         const T* in = x + at;
@@ -111,19 +125,21 @@ void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const fl
         mean[k] = float(center);
         scale[k] = float(1.0 / std::sqrt(var + epsilon));
         a[k] = gamma[k] * scale[k];
-        s[k] = float(beta[k] - center * a[k]);
+        s[k] = float(beta[k] + (mean[k] - center) * a[k]);  // the mean as float is a little beside the mean
         running_mean[k] += momentum * (mean[k] - running_mean[k]);
         running_var[k] += momentum * (float(var * n / std::max<int64_t>(n - 1, 1)) - running_var[k]);
     }
-    const std::vector<float> slopes = repeated(a.data(), c, period), offsets = repeated(s.data(), c, period);
+    const std::vector<float> centers = repeated(mean, c, period), slopes = repeated(a.data(), c, period),
+                             offsets = repeated(s.data(), c, period);
     for_blocks(size, period, [&](int64_t at, int64_t channel) {
         const T *__restrict in = x + at, *__restrict added = residual + at;
         T* __restrict out = z + at;
-        const float *slope = &slopes[channel], *offset = &offsets[channel];
+        const float *center = &centers[channel], *slope = &slopes[channel], *offset = &offsets[channel];
+        const auto normalized = [&](int64_t j) { return (load(in[j]) - center[j]) * slope[j] + offset[j]; };
         if (residual)
-            for (int64_t j = 0; j < kBlock; ++j) store(relu(load(in[j]) * slope[j] + offset[j] + load(added[j])), out[j]);
+            for (int64_t j = 0; j < kBlock; ++j) store(relu(normalized(j) + load(added[j])), out[j]);
         else
-            for (int64_t j = 0; j < kBlock; ++j) store(relu(load(in[j]) * slope[j] + offset[j]), out[j]);
+            for (int64_t j = 0; j < kBlock; ++j) store(relu(normalized(j)), out[j]);
     });
 }
 
@@ -142,23 +158,24 @@ void backward(const T* dz, const T* z, const T* x, T* dx, T* dresidual, int64_t 
             two[j] += g * (load(in[j]) - center[j]);
         }
     });
-    std::vector<float> a(c), b(c), s(c);  // dx = g·a + x·b + s
+    std::vector<float> a(c), b(c), s(c);  // dx = g·a + (x − mean)·b + s
     for (int64_t k = 0; k < c; ++k) {
         dbeta[k] = float(sum[k]);
         dgamma[k] = float(product[k] * scale[k]);
         a[k] = gamma[k] * scale[k];
         b[k] = float(-double(a[k]) * scale[k] * scale[k] * product[k] / n);
-        s[k] = float(-double(a[k]) * sum[k] / n - double(b[k]) * mean[k]);
+        s[k] = float(-double(a[k]) * sum[k] / n);
     }
     const std::vector<float> slopes = repeated(a.data(), c, period), inputs = repeated(b.data(), c, period),
                              offsets = repeated(s.data(), c, period);
     for_blocks(size, period, [&](int64_t at, int64_t channel) {
         const T *__restrict in = x + at, *__restrict out = z + at, *__restrict upstream = dz + at;
         T *__restrict to = dx + at, *__restrict through = dresidual + at;
-        const float *slope = &slopes[channel], *input = &inputs[channel], *offset = &offsets[channel];
+        const float *center = &centers[channel], *slope = &slopes[channel];
+        const float *input = &inputs[channel], *offset = &offsets[channel];
         for (int64_t j = 0; j < kBlock; ++j) {
             const float g = passed(load(upstream[j]), load(out[j]));
-            store(g * slope[j] + load(in[j]) * input[j] + offset[j], to[j]);
+            store(g * slope[j] + (load(in[j]) - center[j]) * input[j] + offset[j], to[j]);
         }
         if (dresidual)
             for (int64_t j = 0; j < kBlock; ++j) store(passed(load(upstream[j]), load(out[j])), through[j]);

@@ -17,7 +17,7 @@ from psp.fused import NormReLU, fuse
 
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler here")
 # Relative to the largest value: rounding of the result, and of what it is computed from.
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8 + 2e-6}
 
 
 def images(shape, dtype, seed):
@@ -73,32 +73,23 @@ def test_output_gradients_and_statistics_are_pytorchs(batch, channels, side, dty
     gradient = gradient * (expected.abs() > 0.05)
     expected, gradients, mean, var = reference(norm, x, residual, gradient)
 
-    before = norm.running_mean.double()
     leaves = [t.detach().requires_grad_() for t in (x, residual) if t is not None]
     z = NormReLU(norm)(*leaves)
     assert type(z.grad_fn).__name__ == "_NormReLUBackward", "the kernels themselves are tested"
     ours = torch.autograd.grad(z, [*leaves, norm.weight, norm.bias], gradient)
     assert z.dtype == dtype
     assert_close(z, expected, dtype)
-    # x minus its mean, over its spread, carries the rounding of x: relative to mean over spread. So do gradients of x.
-    wide = x.double()
-    shift = 1 + float((wide.mean((0, 2, 3)).abs() / (wide.std((0, 2, 3)) + 1e-3)).max())
-    bound = TOLERANCE[dtype] * shift * max(1.0, float(gradients[0].abs().max()))
-    torch.testing.assert_close(ours[0].double(), gradients[0], rtol=0, atol=bound)
-    for mine, theirs in list(zip(ours, gradients, strict=True))[1:]:
+    for mine, theirs in zip(ours, gradients, strict=True):
         # Sums over all rows carry the rounding of their terms, not of their own value.
         assert_close(mine, theirs, dtype if mine.ndim == 4 else torch.bfloat16)
-    # The kernel adds up float32 squares of x minus the running mean: their rounding is relative to var + offset².
-    offset = (x.double().mean((0, 2, 3)) - before).square().max()
-    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=0, atol=1e-6 * float(1 + offset))
-    torch.testing.assert_close(norm.running_var.double(), var, rtol=0, atol=1e-6 * float(var.max() + offset))
+    torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-6, atol=1e-6)
     assert norm.num_batches_tracked == 1
 
 
 @needs_compiler
 def test_statistics_do_not_lose_digits_to_a_large_mean():
     norm = nn.BatchNorm2d(16)
-    norm.running_mean.fill_(1000.0)
     x = (images((8, 16, 8, 8), torch.float32, 0) + 1000.0).contiguous(memory_format=torch.channels_last)
     expected, _, _, var = reference(norm, x, None, torch.zeros_like(x))
     assert_close(NormReLU(norm)(x), expected, torch.bfloat16)
