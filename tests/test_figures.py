@@ -20,7 +20,7 @@ from psp.tables import SERIES, figure_2_table, figure_3_reference
 def points(error_sd=0.3):
     """The paper's points twenty points of error higher, as if they were ours."""
     table = figure_3_reference()
-    return table.assign(test_error_pct=table["test_error_pct"] + 20, error_sd=error_sd)
+    return table.assign(test_error_pct=table["test_error_pct"] + 20, error_sd=error_sd, above_baseline_sd=error_sd / 3)
 
 
 def curves(axes):
@@ -54,8 +54,8 @@ def test_the_face_says_what_is_shown():
 
 
 def test_the_spread_is_drawn_where_there_is_one():
-    def spreads(table):
-        axes = figure_3(table, figure_3_reference(), "t").axes[0]
+    def spreads(table, panel=0):
+        axes = figure_3(table, figure_3_reference(), "t").axes[panel]
         bars = [c.lines[2][0].get_segments() for c in axes.containers]
         bands = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
         return bars, [band.max() - band.min() for band in bands]
@@ -65,6 +65,7 @@ def test_the_spread_is_drawn_where_there_is_one():
     assert len(bars) == 1
     table = points().groupby("series")["test_error_pct"]
     assert sorted(bands) == pytest.approx(sorted(table.max() - table.min() + 0.6))
+    assert sorted(spreads(points(0.3), panel=1)[1]) == pytest.approx(sorted(table.max() - table.min() + 0.2))
     assert spreads(points(float("nan"))) == ([], [])
 
 
