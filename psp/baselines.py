@@ -12,14 +12,14 @@ from torch import nn
 
 from psp.errors import ConfigError
 from psp.parameterize import GRADIENTS, INIT, ThresholdedScale, attach, check_gradient, parametrizations
-from psp.structures import alpha_shape
+from psp.structures import alpha_shape, is_one_structure
 
 
 class FixedSparsity(ThresholdedScale):
     """w ↦ w · ν(α) where ν zeroes the `pruned` structures of smallest |α| instead of those below ε."""
 
     def __init__(self, weight, structure, sparsity, init, gradient):
-        check_share(structure)
+        check_share(structure, weight.shape)
         super().__init__(weight, structure, None, init, gradient)
         self.sparsity = sparsity
 
@@ -35,7 +35,7 @@ class NormMask(nn.Module):
 
     def __init__(self, weight, structure):
         super().__init__()
-        check_share(structure)
+        check_share(structure, weight.shape)
         self.structure = structure
         shape = alpha_shape(weight.shape, structure)
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
@@ -57,7 +57,7 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
     """PSP at a prescribed sparsity: in every layer the share `sparsity` (0…1) of smallest |α| is pruned.
 
     In place; returns `model`. Arguments and errors as `psp.parameterize`, and ConfigError for a sparsity outside
-    0…1 or for structure "layer", of which a layer has only one.
+    0…1 or for a layer that is one structure, as all are for "layer" and 1×1 convolutions for "shape".
     """
     check_sparsity(sparsity)
     check_gradient(gradient)
@@ -74,7 +74,7 @@ def prune_by_norm(model, sparsity):
     check_sparsity(sparsity)
     for layer, pruner in parametrizations(model).values():
         if isinstance(pruner, NormMask):
-            pruner.prune(layer.parametrizations.weight.original, sparsity)
+            pruner.prune(layer.weight, sparsity)
     return model
 
 
@@ -92,7 +92,12 @@ def check_sparsity(sparsity):
         raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
 
 
-def check_share(structure):
-    """Raise ConfigError for structure "layer": a layer is one structure, and no share of it can be prescribed."""
+def check_share(structure, weight_shape=()):
+    """Raise ConfigError where a layer is one structure: no share of it can be prescribed."""
     if structure == "layer":
         raise ConfigError("structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize")
+    if weight_shape and is_one_structure(weight_shape, structure):
+        raise ConfigError(
+            f"structure {structure!r} of a weight {'×'.join(map(str, weight_shape))} is the whole layer, which has no "
+            "sparsity to prescribe; skip this layer or give it another structure"
+        )

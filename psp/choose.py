@@ -4,6 +4,7 @@ A whole layer can be pruned only where a bypass exists, such as the shortcut of 
 concatenation of a dense block: what the bypass carries must still get from the input to the output.
 """
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from torch import fx, nn
@@ -28,10 +29,11 @@ def choose_structures(model, structure, skip=()):
 
     Raises:
         ConfigError: an unknown structure; a pattern that matches no layer, or none that later patterns leave to it;
-            no layer left; a layer without a bypass that would get structure "layer".
+            no layer left; a layer without a bypass that would get structure "layer"; a layer without a shape yet.
     """
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
-    rules = dict(structure) if isinstance(structure, dict) else {"*": structure}
+    rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
+    skip = (skip,) if isinstance(skip, str) else skip
     for wanted in rules.values():
         if wanted is not None:
             check_structure(wanted)
@@ -48,8 +50,16 @@ def choose_structures(model, structure, skip=()):
     chosen = {name: wanted for name, wanted in chosen.items() if wanted is not None}
     if not chosen:
         raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
+    check_initialized(model, chosen)
     check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])
     return chosen
+
+
+def check_initialized(model, names):
+    """Raise ConfigError, naming the layer, for one whose weight has no shape before it has seen an input."""
+    for name in names:
+        if nn.parameter.is_lazy(model.get_submodule(name).weight):
+            raise ConfigError(f"layer {name!r} has no shape yet; run the network once on an example first")
 
 
 def check_bypass(model, names):
@@ -75,6 +85,10 @@ def without_bypass(model, names):
     for node in graph.nodes:
         if node.op == "call_module" and node.target in names:
             calls.setdefault(node.target, set()).add(node)
+        elif node.op == "get_attr" and node.target.endswith(".weight"):  # a weight that is used without its layer
+            name = node.target.removesuffix(".weight")
+            if name in names:
+                calls.setdefault(name, set()).update(node.users)
     removed, blocking = set(), []
     for name, nodes in calls.items():
         if _output_is_reached(graph, removed | nodes):

@@ -36,10 +36,7 @@ def figure_3_claims(runs, configs):
     cifar = all(c.dataset == "cifar10" for c in configs)
     pairs = (("psp_weight_decay", "psp_fixed_sparsity"), ("psp_fixed_sparsity", "l1_norm"))
     rows += [_order_claim(runs, better, worse, level, cifar) for level in HIGH_SPARSITY for better, worse in pairs]
-    table = pd.DataFrame(rows, columns=["claim", "paper", "ours", "tolerance", "verdict"])
-    if len({c.seed for c in configs}) == 1:
-        table["verdict"] = table["verdict"].where(table["verdict"] == NOT_TESTED, table["verdict"] + " (one seed)")
-    return table
+    return pd.DataFrame(rows, columns=["claim", "paper", "ours", "tolerance", "verdict"])
 
 
 def largest_sparsity(points, series):
@@ -60,13 +57,13 @@ def error_at(points, series, sparsity):
 
 def _baseline_claim(points, tested):
     ours = baseline_error(points)
-    verdict = _verdict(abs(ours - PAPER_BASELINE_ERROR) <= ERROR_TOLERANCE, tested)
+    verdict = _verdict(abs(ours - PAPER_BASELINE_ERROR) <= ERROR_TOLERANCE, tested, _seeds(points, "baseline"))
     return ("error of the baseline, %", f"{PAPER_BASELINE_ERROR}", _number(ours, 2), f"± {ERROR_TOLERANCE}", verdict)
 
 
 def _largest_sparsity_claim(points, series, paper, tested):
     ours = largest_sparsity(points, series)
-    verdict = _verdict(abs(ours - paper) <= SPARSITY_TOLERANCE, tested)
+    verdict = _verdict(abs(ours - paper) <= SPARSITY_TOLERANCE, tested, _seeds(points, series))
     claim = f"largest sparsity at about baseline error (+{ABOUT_BASELINE}), {SERIES[series]}, %"
     return (claim, f"{paper:.0f}", _number(ours, 1), f"± {SPARSITY_TOLERANCE:.0f}", verdict)
 
@@ -79,9 +76,11 @@ def _order_claim(runs, better, worse, level, tested):
         errors_by_seed(runs, (better, worse), level),
     )
     margins = ours[:, 1] - ours[:, 0]
-    text = _pair(ours)
+    text, seeds = _pair(ours), runs["seed"].nunique()
     if len(margins) > 1:
         text += f"; difference {margins.mean():.2f} ± {margins.std(ddof=1):.2f}"
+    if 0 < len(margins) < seeds:
+        text += f" ({len(margins)} of {seeds} seeds)"
     return (claim, _pair(theirs), text, f"{ERROR_TOLERANCE} points", _order_verdict(margins, tested))
 
 
@@ -97,14 +96,15 @@ def _pair(errors):
 
 
 def _order_verdict(margins, tested):
-    if not tested or not len(margins):
+    seeds = len(margins)
+    if not seeds:
         return NOT_TESTED
     margin = margins.mean()
     if abs(margin) <= ERROR_TOLERANCE:
-        return "undecided: within the tolerance"
-    if len(margins) > 1 and abs(margin) <= half_width(margins):
-        return "undecided: within what seeds make"
-    return _verdict(margin > 0, tested)
+        return _verdict("undecided: within the tolerance", tested, seeds)
+    if seeds > 1 and abs(margin) <= half_width(margins):
+        return _verdict("undecided: within what seeds make", tested, seeds)
+    return _verdict(margin > 0, tested, seeds)
 
 
 def half_width(values):
@@ -112,10 +112,17 @@ def half_width(values):
     return stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
 
 
-def _verdict(holds, tested):
+def _seeds(points, series):
+    """The fewest seeds that a point of the series has."""
+    return points.loc[points["series"] == series, "seeds"].min()
+
+
+def _verdict(outcome, tested, seeds):
+    """In words; `outcome` is whether the claim holds, or why that is undecided."""
     if not tested:
         return NOT_TESTED
-    return "holds" if holds else "does not hold"
+    words = outcome if isinstance(outcome, str) else "holds" if outcome else "does not hold"
+    return f"{words} (one seed)" if seeds == 1 else words
 
 
 def _number(value, digits):

@@ -23,28 +23,49 @@ def cost(model, example_input):
     and other matrix products; normalization, activations and additions are not counted. In a parameterized
     layer only the weights of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs
     that other layers have zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros
-    where a dense kernel of few zeros is faster.
+    where a dense kernel of few zeros is faster. Of torch's MultiheadAttention the output projection is counted whole,
+    since it reads that layer's weight without calling it.
     """
     pruned = sparsity(model).layers
     zeroed = {
-        name: round(pruned[name].weights * layer.parametrizations.weight.original.numel())
-        for name, (layer, _) in parametrizations(model).items()
+        name: round(pruned[name].weights * layer.weight.numel()) for name, (layer, _) in parametrizations(model).items()
     }
     alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
-    params = sum(p.numel() for p in model.parameters()) - alphas - sum(zeroed.values())
+    params = sum(p.numel() for p in model.parameters()) - alphas - zeroed_parameters(model)
     saved = []
 
     def save(name):
         def hook(layer, inputs, output):
-            positions = output.numel() // layer.parametrizations.weight.original.shape[0]
+            positions = output.numel() // layer.weight.shape[0]
             saved.append(zeroed[name] * positions)
 
         return hook
 
     hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
-    with hooked(hooks), evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with hooked(hooks), evaluation_mode(model), countable(), FlopCounterMode(display=False) as counter:
         model(example_input)
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
+
+
+def zeroed_parameters(model):
+    """How many weights are zeroed; one that several layers share, only where all of them zero it."""
+    kept = {}
+    for layer, pruner in parametrizations(model).values():
+        weights = tuple(id(p) for p in layer.parametrizations.weight.parameters(recurse=False))
+        kept[weights] = kept.get(weights, False) | pruner.kept().expand(layer.weight.shape)
+    return sum(mask.numel() - int(mask.sum()) for mask in kept.values())
+
+
+@contextmanager
+def countable():
+    """No gradients, and no fused path of transformer layers, of which the counter would see nothing."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ details are in `psp/extraction/`:
    for example, is no more than a constant added to the sum, and all its layers are gone.
 4. layers: every convolution that is left becomes the smallest that has its nonzero weights.
 
-All of it runs in float64, and the result is compared with the network before it is handed out.
+All of it runs in float64, and the result is compared with the network, on the example and on random values beside it,
+before it is handed out.
 """
 
 import copy
@@ -44,14 +45,17 @@ def extract(model, example_input):
 
     Raises:
         ExtractError: the model is not parameterized or in training mode, the example does not fit it (the layer is
-            named), or the network has something in it that cannot be made smaller with exactly the same outputs.
+            named), its outputs are not finite, or the network has something in it that cannot be made smaller with
+            exactly the same outputs.
     """
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
     network = trace(masked)
     Shapes(network).run(*(x.clone() for x in inputs))  # a forward may write into its input
-    expected = masked(*(x.clone() for x in inputs))
+    shown = inputs, beside(inputs)
+    expected = [masked(*(x.clone() for x in values)) for values in shown]
+    check_finite(expected[0])
     make_pure(network)
     fold_batchnorm_(network)
     find_flattens(network)
@@ -59,7 +63,8 @@ def extract(model, example_input):
     known = follow(network.graph)
     wanted = ask(network.graph, known)
     smaller = polish(Builder(network, known, wanted).build())
-    compare(smaller(*inputs), expected)
+    for values, outputs in zip(shown, expected, strict=True):
+        compare(smaller(*values), outputs)
     like = next(model.parameters())
     return smaller.to(like.device, like.dtype).eval()
 
@@ -105,10 +110,27 @@ def as_inputs(example_input):
     return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)
 
 
+def beside(inputs):
+    """The inputs with normal noise added to what is not whole numbers: an example of zeros would hide much."""
+    noise = torch.Generator().manual_seed(0)
+    return tuple(
+        x + torch.randn(x.shape, generator=noise, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
+    )
+
+
+def check_finite(outputs):
+    """Raise ExtractError if any tensor of the outputs has a value that is not finite."""
+    if not all(tensor.isfinite().all() for tensor in _tensors(outputs)):
+        raise ExtractError(
+            "the network's outputs for example_input are not finite; look at its weights and the example"
+        )
+
+
 def compare(outputs, expected):
     """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
     for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE * _largest(theirs)):
+        bound = {"rtol": 0, "atol": TOLERANCE * _largest(theirs), "equal_nan": True}
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, **bound):
             raise ExtractError(
                 "the smaller network does not give the outputs of the masked one: its forward is no function of the "
                 "input alone (random numbers, a state, a write into a view of a tensor)"
@@ -120,4 +142,5 @@ def _tensors(nest):
 
 
 def _largest(tensor):
-    return float(tensor.abs().max()) if tensor.any() else 1.0
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.any() else 1.0

@@ -115,10 +115,17 @@ def attach(model, structure, skip, make_parametrization):
     for name, layer in layers.items():
         if _pruner(layer) is not None:
             raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
-    made = {name: make_parametrization(layer.weight, chosen[name]) for name, layer in layers.items()}
+    made = {name: _made(name, layer, chosen[name], make_parametrization) for name, layer in layers.items()}
     for name, layer in layers.items():
         parametrize.register_parametrization(layer, "weight", made[name])
     return model
+
+
+def _made(name, layer, structure, make_parametrization):
+    try:
+        return make_parametrization(layer.weight, structure)
+    except ConfigError as error:
+        raise ConfigError(f"layer {name!r}: {error}") from error
 
 
 def parametrizations(model):
@@ -144,7 +151,7 @@ def sparsity(model):
     for name, (layer, pruner) in parametrizations(model).items():
         kept = pruner.kept()
         gone = kept.numel() - int(kept.sum())
-        weights = layer.parametrizations.weight.original.numel()
+        weights = layer.weight.numel()  # the original may be several tensors, under torch's weight_norm
         zeroed = gone * weights // kept.numel()  # every structure of a layer holds equally many weights
         layers[name] = LayerSparsity(gone / kept.numel(), zeroed / weights, kept.numel())
         pruned, total, zeros, size = pruned + gone, total + kept.numel(), zeros + zeroed, size + weights

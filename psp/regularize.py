@@ -28,7 +28,9 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
         regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 
     Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
-    The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it.
+    The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it, also to
+    gradients that a GradScaler has scaled. A step with a closure, which computes gradients anew within the step, raises
+    ConfigError where there is such an entry.
     """
     if regularizer not in REGULARIZERS:
         raise ConfigError(f"unknown regularizer {regularizer!r}; choose one of {', '.join(REGULARIZERS)}")
@@ -50,12 +52,16 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
 
 def _add_l1_gradient(optimizer, args, kwargs):
     """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
-    for group in optimizer.param_groups:
-        strength = group.get("psp_l1", 0.0)
-        if strength:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.grad.add_(parameter.detach().sign(), alpha=strength)
+    asking = [group for group in optimizer.param_groups if group.get("psp_l1", 0.0)]
+    if asking and any((*args[1:], *kwargs.values())):
+        raise ConfigError("regularizer 'l1' cannot be added within optimizer.step(closure); call backward, then step()")
+    # A fused optimizer divides gradients by the GradScaler's scale itself, after this hook.
+    scale = getattr(optimizer, "grad_scale", None)
+    for group in asking:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                sign = parameter.detach().sign()
+                parameter.grad.add_(sign if scale is None else sign * scale, alpha=group["psp_l1"])
 
 
 # A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.

@@ -94,3 +94,12 @@ def test_no_share_of_a_layer_can_be_prescribed(structure):
         with pytest.raises(ConfigError, match="structure 'layer' has no sparsity per layer"):
             prescribe(net, structure, skip=("conv1", "fc"))
         assert not parametrizations(net)
+
+
+@pytest.mark.parametrize("prescribe", [attach_norm_masks, fix_sparsity])
+def test_a_single_kernel_position_is_a_whole_layer(prescribe):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))
+    with pytest.raises(ConfigError, match="layer '1': structure 'shape' of a weight 4×8×1×1 is the whole layer"):
+        prescribe(net, "shape")
+    assert not parametrizations(net)
+    assert list(parametrizations(prescribe(net, "shape", skip="1"))) == ["0"]

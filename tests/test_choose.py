@@ -1,5 +1,7 @@
 """Which layers get which structure, and where a bypass exists."""
 
+from types import MappingProxyType
+
 import pytest
 import torch
 import torchvision
@@ -100,6 +102,28 @@ def test_with_every_layer_behind_a_bypass_pruned_the_input_still_decides():
     assert psp.sparsity(net).structures == 1.0
     x = torch.randn(2, 3, 32, 32)
     assert not torch.allclose(net(x)[0], net(x)[1])
+
+
+def test_a_weight_that_is_used_without_its_layer_needs_a_bypass_too():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.c.weight)
+
+    with pytest.raises(ConfigError, match="nothing leads around c "):
+        psp.parameterize(Functional(), "layer")
+
+
+def test_one_pattern_may_be_a_string_and_rules_any_mapping():
+    assert structures(psp.parameterize(Net(), MappingProxyType({"*": "column"}), skip="b")).keys() == {"a", "c", "d"}
+
+
+def test_a_layer_without_a_shape_is_named():
+    with pytest.raises(ConfigError, match="layer '0' has no shape yet"):
+        psp.parameterize(nn.Sequential(nn.LazyConv2d(4, 3)))
 
 
 def test_a_network_that_cannot_be_traced_is_refused_for_layers_only():

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import psp
-from psp.baselines import fix_sparsity
+from psp.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
 
 
 @pytest.mark.parametrize(
@@ -114,3 +115,37 @@ def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_netwo
     assert (masked.macs - stay) / (dense.macs - stay) == pytest.approx(left, abs=0.02)
     assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.layers
     assert smaller.macs >= (0.9 if structure == "column" else 0.3) * masked.macs
+
+
+def test_transformer_layers_are_counted_in_evaluation_mode_too():
+    """For 5 tokens of 8 features, 2 heads: projections 4·8·8·5, products of tokens 2·5·5·8, feed-forward 2·8·16·5."""
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    for mode in (True, False):
+        assert psp.cost(layer.train(mode), torch.randn(1, 5, 8)).macs == 4 * 8 * 8 * 5 + 2 * 5 * 5 * 8 + 2 * 8 * 16 * 5
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_weight_that_two_layers_share_is_counted_once():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8, bias=False), nn.Linear(8, 8, bias=False)
+            self.b.weight = self.a.weight
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+    net = psp.parameterize(Tied())
+    alphas = psp.structure_parameters(net)
+    alphas["a"].data[:, :6] = 0.0
+    alphas["b"].data[:, 2:] = 0.0
+    assert psp.cost(net, torch.randn(1, 8)) == (8 * (8 - 4), 2 * 8 * 2), "columns 2 to 5 are zero in both"
+
+
+def test_weight_norm_below_structures():
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3, bias=False)))
+    psp.parameterize(net)
+    psp.structure_parameters(net)["0"].data[:, 0] = 0.0
+    assert psp.sparsity(net) == (0.25, 0.25, {"0": (0.25, 0.25, 4)})
+    assert psp.cost(net, torch.zeros(1, 4)) == (3 + 12 - 3, 9)
+    prune_by_norm(attach_norm_masks(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))), 0.5)

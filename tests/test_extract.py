@@ -297,3 +297,59 @@ def test_two_batch_normalizations_in_a_row_are_both_folded():
     folded = fold_batchnorm(net)
     assert [type(m) for m in folded.children()] == [nn.Conv2d]
     torch.testing.assert_close(folded(x), net(x))
+
+
+def test_an_example_of_zeros_hides_no_wrong_network():
+    """Writing into a view of a tensor cannot be followed; without biases every output for zeros is 0 all the same."""
+
+    class WritesIntoView(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.fc = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(8, 2)
+
+        def forward(self, x):
+            y = self.c(x)
+            y[:, :4].mul_(3.0)
+            return self.fc(y.mean((2, 3)))
+
+    torch.manual_seed(0)
+    net = psp.parameterize(WritesIntoView(), skip="fc").eval()
+    psp.structure_parameters(net)["c"].data[:, :1] = 0.0
+    with pytest.raises(ExtractError, match="does not give the outputs of the masked one"):
+        psp.extract(net, torch.zeros(1, 3, 8, 8))
+
+
+def test_a_network_with_nan_in_it_is_said_to_have_it():
+    net = parameterized()
+    net[0].bias.data[0] = float("nan")
+    with pytest.raises(ExtractError, match="outputs for example_input are not finite"):
+        psp.extract(net, torch.randn(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("tokens", [5, 16])
+def test_a_normalization_of_tokens_is_not_folded_into_their_features(tokens):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(tokens))
+    net[1].running_mean.normal_()
+    x, folded = torch.randn(3, tokens, 8), fold_batchnorm(copy.deepcopy(net).eval())
+    torch.testing.assert_close(folded(x), net.eval()(x))
+    smaller = psp.extract(psp.parameterize(net, skip=()).eval(), x)
+    torch.testing.assert_close(smaller(x), net(x))
+
+
+@pytest.mark.parametrize("combine", [torch.add, torch.mul])
+def test_a_parameter_is_no_batch_of_one(combine):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.position = nn.Conv2d(3, 4, 1), nn.Parameter(torch.randn(1, 4, 8, 8))
+
+        def forward(self, x):
+            return combine(self.c(x), self.position)
+
+    torch.manual_seed(0)
+    net = psp.parameterize(Positions()).eval()
+    psp.structure_parameters(net)["c"].data.zero_()
+    smaller = psp.extract(net, torch.randn(1, 3, 8, 8))
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(smaller(x), net(x))

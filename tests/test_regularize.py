@@ -62,6 +62,25 @@ def test_l1_is_applied_once_per_step_however_many_backward_passes():
     assert alpha.item() == pytest.approx(1.0 - ETA * LAMBDA)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_l1_is_not_divided_by_the_scale_of_a_grad_scaler(fused):
+    net, alpha = one_alpha()
+    groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1")
+    optimizer, scaler = torch.optim.SGD(groups, lr=ETA, fused=fused), torch.amp.GradScaler("cpu")
+    scaler.scale((3.0 * net(torch.ones(1, 1, dtype=torch.float64))).sum()).backward()
+    scaler.step(optimizer)
+    assert alpha.item() == pytest.approx(1.0 - ETA * (3.0 * 2.0 + LAMBDA))
+
+
+def test_l1_within_a_closure_is_refused_and_nothing_has_moved():
+    net, alpha = one_alpha()
+    optimizer = torch.optim.SGD(psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1"), lr=ETA)
+    with pytest.raises(ConfigError, match=r"step\(closure\)"):
+        optimizer.step(lambda: net(torch.ones(1, 1, dtype=torch.float64)).sum())
+    assert alpha.item() == 1.0
+    optimizer.step(None)
+
+
 def test_other_optimizers_of_the_process_are_left_alone():
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=ETA)

@@ -149,6 +149,9 @@ def fold_batchnorm_(network):
         layer, norm = modules[before.target], modules[node.target]
         if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
             continue
+        # After N×tokens×features a BatchNorm1d is one of tokens.
+        if isinstance(layer, nn.Linear) and len(node.meta.get("shape", ())) != 2:
+            continue
         fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
         modules[before.target] = fuse(layer, norm)  # into which a second one may be folded
         network.set_submodule(before.target, modules[before.target])

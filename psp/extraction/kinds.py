@@ -149,7 +149,8 @@ def _cat(node):
 
 
 def _two(node, target, first, second):
-    if target in SUMS and first == second:
+    # A parameter that is as long as a batch of one is no batch.
+    if target in SUMS and first == second and all(n.op != "get_attr" for n in node.args):
         return Sum(node, SUMS[target])
     if target in PRODUCTS and len(first) == len(second) and first[:2] == second[:2]:
         return Product(node)

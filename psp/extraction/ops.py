@@ -225,8 +225,9 @@ class Product(Op):
         mask = wanted[self.node]
         asked = [(n, mask & known[n].live) for n in self.node.args]
         for i in (0, 1):
-            if not asked[i][1].any() and asked[1 - i][1].any() and asked[1 - i][0].meta["shape"] == self.shape:
-                return [asked[1 - i]]
+            (other, part), whole = asked[1 - i], asked[1 - i][0].op != "get_attr"  # a parameter is of no batch
+            if not asked[i][1].any() and part.any() and whole and other.meta["shape"] == self.shape:
+                return [(other, part)]
         return [(n, known[n].at_least_one(part)) for n, part in asked]
 
     def emit(self, builder, wanted):
