@@ -162,6 +162,20 @@ def test_extracted_networks(name, structure):
     assert error(net.float(), frozen, x) < 1e-5, "frozen"
 
 
+def test_pooling_by_functions():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return F.adaptive_avg_pool2d(F.max_pool2d(self.c(x), 3, 2, padding=1), (1, 1)).flatten(1)
+
+    torch.manual_seed(0)
+    net, x = Pooled().eval(), torch.randn(3, 3, 12, 10)
+    assert error(net, psp.freeze(net, x), x) < 1e-5
+
+
 def test_networks_of_others():
     """A 7×7 stem, maximum pooling, strided shortcuts; batch normalization that is not folded."""
     net, x = network("resnet18")

@@ -186,12 +186,12 @@ class Planner(fx.Interpreter):
         options = module.kernel_size, module.stride, module.padding
         return self.pool(x, *options, count_padding=module.count_include_pad)
 
-    def max_pool(self, x, module):
-        require(not module.ceil_mode and not module.return_indices and module.dilation == 1)
-        return self.pool(x, module.kernel_size, module.stride, module.padding, kind=POOL_MAX)
+    def max_pool(self, x, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+        require(pair(dilation) == (1, 1) and not ceil_mode and not return_indices)
+        return self.pool(x, kernel, stride, padding, kind=POOL_MAX)
 
-    def global_pool(self, x, module):
-        require(pair(module.output_size) == (1, 1))
+    def global_pool(self, x, size):
+        require(pair(size) == (1, 1))
         return self.pool(x, x.size)
 
     def mean(self, x, dim, keepdim=False):
@@ -210,9 +210,11 @@ MODULES = {
     nn.Linear: Planner.linear,
     nn.BatchNorm2d: Planner.norm,
     nn.ReLU: lambda planner, x, module: planner.relu(x),
-    nn.MaxPool2d: Planner.max_pool,
+    nn.MaxPool2d: lambda planner, x, m: planner.max_pool(
+        x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
     nn.AvgPool2d: Planner.mean_pool,
-    nn.AdaptiveAvgPool2d: Planner.global_pool,
+    nn.AdaptiveAvgPool2d: lambda planner, x, module: planner.global_pool(x, module.output_size),
     nn.Flatten: lambda planner, x, module: planner.flatten(x, module.start_dim, module.end_dim),
     SelectChannels: Planner.select,
 }
@@ -222,6 +224,8 @@ FUNCTIONS = {
     **dict.fromkeys((torch.flatten, "flatten"), Planner.flatten),
     F.pad: Planner.pad,
     F.avg_pool2d: Planner.pool,
+    F.max_pool2d: Planner.max_pool,
+    F.adaptive_avg_pool2d: Planner.global_pool,
     operator.getitem: Planner.getitem,
     torch.cat: Planner.cat,
     "mean": Planner.mean,
