@@ -1,28 +1,51 @@
-"""The paper's tables of networks, as a pure function of run records, timing records and what is known of the paper.
+"""The paper's tables of networks, as a function of run records, timing records and what is known of the paper.
 
-One row for each network, data set, method and structure: errors over seeds; size, cost and speed of the extracted
-network where it was timed; beside them the paper's own numbers, where `results/reference/paper_tables.csv` has them.
+One row for each dense network and for each setting (data set, network, structure, method, decay or sparsity) of which
+at least one run was timed: errors over all of its seeds; size, cost and speed of the extracted network; beside them the
+paper's own numbers, where `results/reference/paper_tables.csv` has them.
 """
+
+import json
 
 import pandas as pd
 
-from psp.tables import REFERENCE, SERIES
+from psp.tables import REFERENCE, SERIES, read_records
 from psp.timing.settings import NO_GPU
 from psp.timing.tables import summary_table
 
 UNKNOWN = "not available to us"
 KEYS = ["dataset", "network", "structure"]
+SETTING = [*KEYS, "method", "setting"]
 COMPARED = ("top1_error_pct", "top5_error_pct", "params", "macs")
 COMPARISON = [f"{whose}_{column}" for column in COMPARED for whose in ("paper", "difference")]
 ERRORS = {"top1_error_pct": ("top1_error_pct", "mean"), "top1_error_sd": ("top1_error_pct", "std")}
-ERRORS["top5_error_pct"] = ("top5_error_pct", "mean")
+ERRORS["top5_error_pct"] = ("top5_error_pct", lambda errors: errors.mean(skipna=False))  # not in every record
 TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "gpu_speed_up"]
-OURS = [*KEYS, "method", "setting", "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
+OURS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
 DENSE = "none (dense)"
 
 
+def read_table(profiles):
+    """(`network_table` of each of `profiles`, one below the other; device and batch of their speed-ups, in words).
+
+    Raises ConfigError for a run without a record.
+    """
+    tables, where = [], []
+    for profile in profiles:
+        cpu, gpu = (json.loads(profile.timing_path(kind).read_text()) for kind in ("cpu", "cuda"))
+        batch = profile.timing.random_batch
+        tables.append(network_table(read_records(profile), cpu, gpu, batch, paper_values()))
+        where.append(f"{cpu['provenance']['device']}, batch {batch}")
+    return pd.concat(tables, ignore_index=True), " / ".join(dict.fromkeys(where))
+
+
+def paper_values():
+    """The paper's tables as far as they are known: columns dataset, network, structure and those of `COMPARED`."""
+    return pd.read_csv(REFERENCE / "paper_tables.csv", comment="#")
+
+
 def network_table(records, cpu, gpu, batch, paper):
-    """The table.
+    """The table of one profile.
 
     Args:
         records: {run: record}.
@@ -34,13 +57,14 @@ def network_table(records, cpu, gpu, batch, paper):
     are those of the timed runs. `paper_…` is what the paper says, `difference_…` ours minus that.
     """
     runs = pd.DataFrame([_row(run, record) for run, record in records.items()])
-    runs = runs.join(_timed(cpu, gpu, batch), on="run")
-    dense = {network["model"]: network["cost"]["dense"] for network in cpu["networks"]}
+    runs = runs.join(_timed(cpu, gpu, batch), on="run").join(_dense_costs(cpu), on="run")
+    is_dense, timed = runs["structure"] == DENSE, runs["cpu_speed_up"].notna()
     for column in ("params", "macs"):
-        known = runs["network"].map(lambda model, c=column: dense.get(model, {}).get(c))
-        runs[column] = runs[column].where(runs["structure"] != DENSE, known)
+        known = runs.groupby(["dataset", "network"])[f"dense_{column}"].transform("first")
+        runs[column] = runs[column].where(~is_dense, known)
+    runs = runs[is_dense | timed.groupby([runs[column] for column in SETTING]).transform("any")]
     measured = [column for column in TIMED if column != "gpu_speed_up" or "networks" in gpu]
-    table = runs.groupby([*KEYS, "method", "setting"], sort=False, as_index=False).agg(
+    table = runs.groupby(SETTING, sort=False, as_index=False).agg(
         seeds=("seed", "nunique"),
         structures_pruned_pct=("structures_pruned_pct", "mean"),
         **ERRORS,
@@ -69,7 +93,7 @@ def _row(run, record):
         "seed": config["seed"],
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
         "top1_error_pct": record["test_error_pct"],
-        "top5_error_pct": record.get("test_top5_error_pct"),
+        "top5_error_pct": record.get("test_top5_error_pct", float("nan")),
     }
 
 
@@ -78,9 +102,10 @@ def _timed(cpu, gpu, batch):
     return summary_table(cpu, gpu, batch).set_index("name")[TIMED]
 
 
-def paper_values():
-    """The paper's tables as far as they are known: columns dataset, network, structure and those of `COMPARED`."""
-    return pd.read_csv(REFERENCE / "paper_tables.csv", comment="#")
+def _dense_costs(cpu):
+    """Parameters and multiply-accumulates of the dense network that each timed one was compared with, by its name."""
+    costs = {network["name"]: network["cost"]["dense"] for network in cpu["networks"]}
+    return pd.DataFrame.from_dict(costs, orient="index").add_prefix("dense_")
 
 
 def beside_the_paper(table, paper):

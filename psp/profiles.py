@@ -2,8 +2,8 @@
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
 profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed. A
-file's section `ilsvrc` is a profile of its own with the same entries, called `<name>/ilsvrc`: its data may be missing
-without harm to the rest, and its results lie in a folder of their own.
+file's sections `cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and
+`<name>/ilsvrc`: their data may be missing without harm to the rest, and their results lie in folders of their own.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from psp.config import RunConfig
 from psp.errors import ConfigError
 from psp.timing.settings import TimingConfig
 
-SECTIONS = ("ilsvrc",)
+SECTIONS = ("cifar", "ilsvrc")
 DATA_TITLES = {
     "imagenette": "Imagenette (10 of 1,000 ILSVRC classes)",
     "drawings": "JPEGs drawn for this purpose",
@@ -90,6 +90,15 @@ def with_sections(name):
     return [name, *(f"{name}/{section}" for section in SECTIONS if section in content)]
 
 
+def in_table(profile):
+    """The profiles whose networks the table of `profile` lists, in order.
+
+    That of section `cifar` begins with the file's own: the paper's table has both, and so no run is trained twice.
+    """
+    file, _, section = profile.name.partition("/")
+    return [load_profile(file), profile] if section == "cifar" else [profile]
+
+
 def load_profile(name):
     """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
     file, _, section = name.partition("/")
@@ -98,7 +107,7 @@ def load_profile(name):
     if content["profile"] != file:
         raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {file!r}")
     if section and section not in SECTIONS:
-        raise ConfigError(f"unknown profile {name!r}; {file!r} has the section {', '.join(SECTIONS)}")
+        raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
     content = content[section] if section else content
     runs = {}
     for run, settings in content["runs"].items():

@@ -76,6 +76,7 @@ def test_a_layer_with_a_bypass_is_accepted():
     ("make", "blocking"),
     [
         (lambda: psp.create_model("resnet20"), ["conv1", "fc"]),
+        (lambda: psp.create_model("densenet16"), ["conv1", "transition1.2", "transition2.2", "fc"]),
         (lambda: psp.create_model("densenet40"), ["conv1", "transition1.2", "transition2.2", "fc"]),
         (
             torchvision.models.resnet18,

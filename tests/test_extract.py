@@ -15,7 +15,7 @@ from psp.errors import ExtractError
 from psp.extract import fold_batchnorm
 from psp.structures import ALPHA_SHAPE
 
-NETWORKS = ("resnet20", "densenet40", *TORCHVISION)
+NETWORKS = ("resnet20", "densenet16", "densenet40", *TORCHVISION)
 # None of the layers of VGG has a bypass.
 CASES = [(n, s) for n in NETWORKS for s in ALPHA_SHAPE if (n, s) != ("vgg11_bn", "layer")] + [
     ("densenet_bc100", "column")
@@ -23,7 +23,7 @@ CASES = [(n, s) for n in NETWORKS for s in ALPHA_SHAPE if (n, s) != ("vgg11_bn",
 PRUNED = (
     "layer1.0.conv1", "layer1.1.conv2", "layer2.0.conv2", "layer3.1.conv1", "layer3.1.conv2",  # resnet20, resnet18
     "layer2.0.downsample.0", "layer2.1.conv3", "layer4.2.conv2",  # resnet50
-    "block1.1.conv", "block2.0.conv",  # densenet40
+    "block1.1.conv", "block2.0.conv",  # densenet16, densenet40
     "features.denseblock1.denselayer2.conv1", "features.denseblock3.denselayer7.conv2",  # densenet121
     "features.2.block.2.0", "features.5.block.3.0", "features.8.block.2.fc2",  # mobilenet_v3_small
 )  # fmt: skip

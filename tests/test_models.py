@@ -24,6 +24,10 @@ IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
         ("resnet44", 658_586),
         ("resnet56", 853_018),
         ("resnet110", 1_727_962),
+        # By hand. A layer with c inputs has 2c of normalization and 108c weights, so the layers with 16, 28, 40, 52,
+        # 64 … 100 and 112 … 148 inputs have 110·(136 + 328 + 520); transitions 2·64 + 64² and 2·112 + 112²; conv1 432;
+        # the last normalization 320 and fc 1610.
+        ("densenet16", 127_594),
         # Huang et al. 2017 give 1.0 M (k = 12, depth 40) and 0.8 M (BC, k = 12, depth 100).
         ("densenet40", 1_019_722),
         ("densenet_bc100", 769_162),
@@ -33,7 +37,7 @@ def test_parameter_counts(name, parameters):
     assert sum(p.numel() for p in create_model(name).parameters()) == parameters
 
 
-@pytest.mark.parametrize("name", ["resnet20", "densenet40", "densenet_bc100"])
+@pytest.mark.parametrize("name", ["resnet20", "densenet16", "densenet40", "densenet_bc100"])
 def test_shapes_and_classes(name):
     net = create_model(name, num_classes=100)
     assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 100)

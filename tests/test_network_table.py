@@ -1,10 +1,13 @@
-"""The tables of networks: means over seeds, what was timed, and what is known of the paper."""
+"""The tables of networks: which rows they have, means over seeds, what was timed, and what is known of the paper."""
 
 import pandas as pd
 import pytest
 
-from psp.network_table import COMPARISON, DENSE, UNKNOWN, network_table, paper_values, split
-from psp.timing.settings import NO_GPU
+from psp.config import RunConfig
+from psp.network_table import COMPARISON, DENSE, UNKNOWN, network_table, paper_values, read_table, split
+from psp.profiles import Profile, in_table, load_profile
+from psp.records import SCHEMA, write_record
+from psp.timing.settings import NO_GPU, TimingConfig
 
 PAPER = pd.DataFrame(columns=["dataset", "network", "structure", "top1_error_pct", "top5_error_pct", "params", "macs"])
 NO_RECORD = {"unavailable": NO_GPU}
@@ -44,18 +47,70 @@ RECORDS = {
 
 def test_errors_are_means_over_seeds_and_costs_those_of_the_extracted_network():
     table = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64, PAPER).set_index("structure")
-    assert list(table.index) == [DENSE, "column", "channel"]
+    assert list(table.index) == [DENSE, "column"], "channels were not timed"
     ours, compared = split(table.reset_index())
     assert {*ours, *compared} == {*table.columns, "structure"}
-    dense, column, channel = (table.loc[name] for name in table.index)
+    dense, column = (table.loc[name] for name in table.index)
     assert (dense["seeds"], dense["top1_error_pct"], dense["top5_error_pct"]) == (2, 21.0, pytest.approx(2.1))
     assert dense["top1_error_sd"] == pytest.approx(2**0.5)
     assert pd.isna(column["top1_error_sd"])
     assert (dense["params"], dense["macs"]) == (1000, 800)
     assert (column["params"], column["macs"], column["mac_reduction"]) == (300, 200, 4.0)
     assert (column["cpu_speed_up"], column["cpu_realised"]) == (2.0, 0.5)
-    assert pd.isna(channel["cpu_speed_up"]), "it was not timed"
     assert set(table["gpu_speed_up"]) == {NO_GPU}
+
+
+def test_a_timed_setting_has_all_of_its_seeds_and_others_of_the_sweep_no_row():
+    records = {
+        **RECORDS,
+        "column-s1": record("psp_weight_decay", 1, 25.0, sparsity=0.6),
+        "more-s0": record("psp_weight_decay", 0, 40.0, sparsity=0.9),
+        "l1-s0": record("psp_l1", 0, 40.0, sparsity=0.7),
+        "other-network-s0": record("psp_weight_decay", 0, 40.0, sparsity=0.7),
+        "other-data-s0": record("baseline", 0, 50.0),
+    }
+    records["more-s0"]["config"]["structure_decay"] = 0.003
+    records["other-network-s0"]["config"]["model"] = "resnet50"
+    records["other-data-s0"]["config"]["dataset"] = "ilsvrc2012"
+    del records["column-s0"]["test_top5_error_pct"]
+    table = network_table(records, timing_record("column-s0"), NO_RECORD, 64, PAPER)
+    assert list(zip(table["dataset"], table["structure"], table["seeds"], strict=True)) == [
+        ("imagenette", DENSE, 2),
+        ("imagenette", "column", 2),
+        ("ilsvrc2012", DENSE, 1),
+    ]
+    dense, column, other = (table.loc[i] for i in range(3))
+    assert (column["top1_error_pct"], column["structures_pruned_pct"]) == (24.0, 65.0)
+    assert (column["params"], column["cpu_speed_up"]) == (300, 2.0), "of the timed run alone"
+    assert pd.isna(column["top5_error_pct"]), "not of all seeds"
+    assert dense["params"] == 1000
+    assert pd.isna(other["params"]), "nothing on these data was timed"
+
+
+def test_the_rows_of_the_main_profile_stand_before_those_of_its_section(tmp_path, monkeypatch):
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    settings = dict.fromkeys(("batches", "backends", "precisions", "runs", "skip", "structures", "sparsities"), ())
+    runs = {name: RunConfig() for name in RECORDS}
+    config = TimingConfig(**settings, model="resnet18", random_batch=64)
+    profiles = [Profile("small", runs, config), Profile("small/cifar", runs, config)]
+    for profile, dataset, seconds in zip(profiles, ("cifar10", "cifar100"), (0.5, 0.25), strict=True):
+        for run, own in RECORDS.items():
+            elsewhere = {**own, "schema": SCHEMA, "config": {**own["config"], "dataset": dataset}}
+            write_record(elsewhere, profile.record_path(run))
+        cpu = {**timing_record("column-s0", seconds=seconds), "provenance": {"device": "a CPU"}}
+        write_record(cpu, profile.timing_path("cpu"))
+        write_record(NO_RECORD, profile.timing_path("cuda"))
+    table, where = read_table(profiles)
+    assert list(table["dataset"]) == ["cifar10", "cifar10", "cifar100", "cifar100"]
+    assert list(table["structure"]) == [DENSE, "column"] * 2
+    assert list(table["cpu_speed_up"].dropna()) == [2.0, 4.0], "each has its own times"
+    assert where == "a CPU, batch 64"
+    assert len(read_table(profiles[1:])[0]) == 2
+
+
+def test_only_the_table_of_cifar_begins_with_the_main_profile():
+    names = {name: [p.name for p in in_table(load_profile(name))] for name in ("laptop/cifar", "laptop/ilsvrc")}
+    assert names == {"laptop/cifar": ["laptop", "laptop/cifar"], "laptop/ilsvrc": ["laptop/ilsvrc"]}
 
 
 def test_times_of_a_gpu_are_shown_where_there_was_one():

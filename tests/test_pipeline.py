@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -20,6 +21,7 @@ from psp.records import read_record
 
 BASELINE, PRUNED, L1 = "baseline-s0", "psp_weight_decay-1e-2-s0", "psp_l1-1e-2-s0"
 LARGE = "psp_weight_decay-column-25e-2-s0"
+DENSENET = "psp_weight_decay-column-29e-3-s0"
 
 
 def dvc(folder, *arguments):
@@ -56,6 +58,9 @@ def repository(tmp_path_factory):
     }
     params["timing"] |= {"batches": [1], "random_batch": 1, "backends": ["eager"], "precisions": ["float32"]}
     params["timing"] |= {"runs": [PRUNED], "structures": ["channel"], "sparsities": [0.5]}
+    params["cifar"]["defaults"] |= {"epochs": 1, "batch_size": 256}
+    params["cifar"]["runs"].pop(BASELINE)
+    params["cifar"]["timing"] |= {"batches": [1], "random_batch": 1}
     large = params["ilsvrc"]
     large["defaults"] |= {"epochs": 1, "sides": [32, 32, 32]}
     large["runs"] = {name: settings for name, settings in large["runs"].items() if "column" in name}
@@ -86,6 +91,15 @@ def test_repro_goes_from_image_folders_to_their_table(repository):
     assert f"{record['test_error_pct']:.10g}" in table
     assert "JPEGs drawn for this purpose" in (results / "tables" / "networks.md").read_text()
     assert "not available to us" in (results / "tables" / "networks_paper.md").read_text()
+
+
+def test_table_cifar_has_the_main_runs_and_those_of_its_section(repository):
+    folder = repository / "results" / "demo" / "cifar" / "tables"
+    table = pd.read_csv(folder / "networks.csv")
+    assert list(table["network"]) == ["resnet20", "resnet20", "densenet16"]
+    assert list(table["structure"]) == ["none (dense)", "column", "column"], "of the two columns the one that is timed"
+    title = (folder / "networks.md").read_text().splitlines()[0]
+    assert "demo profile: resnet20, digits, 1 epochs, 1 seed; demo/cifar profile: densenet16, digits" in title
 
 
 def test_missing_image_folders_stop_their_own_branch_and_no_other(repository, tmp_path, monkeypatch):
@@ -138,14 +152,20 @@ def test_a_stage_that_fails_keeps_the_old_record_and_says_why_in_one_line(reposi
     [
         ("psp/figures/figure_3.py", {"figure_3"}),
         ("psp/figures/figure_1.py", {"figure_1"}),
-        ("psp/figures/__init__.py", {"figure_1", "figure_2", "figure_3", "timing_tables", "ilsvrc_timing_tables"}),
-        ("psp/timing/measure.py", {"timing", "ilsvrc_timing"}),
-        ("psp/kernels/column_conv.c", {"timing", "ilsvrc_timing"}),
-        ("results/reference/paper_tables.csv", {"ilsvrc_table"}),
+        (
+            "psp/figures/__init__.py",
+            {"figure_1", "figure_2", "figure_3", "timing_tables", "cifar_timing_tables", "ilsvrc_timing_tables"},
+        ),
+        ("psp/timing/measure.py", {"timing", "cifar_timing", "ilsvrc_timing"}),
+        ("psp/kernels/column_conv.c", {"timing", "cifar_timing", "ilsvrc_timing"}),
+        ("results/reference/paper_tables.csv", {"cifar_table", "ilsvrc_table"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
         ("README.md", set()),
-        ("psp/train.py", {f"train@{run}" for run in (BASELINE, PRUNED, L1)} | {f"ilsvrc_train@{LARGE}"}),
+        (
+            "psp/train.py",
+            {*(f"train@{run}" for run in (BASELINE, PRUNED, L1)), f"cifar_train@{DENSENET}", f"ilsvrc_train@{LARGE}"},
+        ),
     ],
 )
 def test_an_edit_makes_only_what_depends_on_it_out_of_date(name, stages, repository):

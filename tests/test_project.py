@@ -5,26 +5,33 @@ import inspect
 import json
 import re
 import subprocess
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from pathlib import Path
 
 import papermill
 import pytest
+import torch
 import yaml
 
 import psp
+from psp.cifar import CIFAR
 from psp.config import TRAINING_SOURCES, RunConfig
 from psp.errors import ConfigError
 from psp.notebook import check_names, run_settings
 from psp.pipeline import FIGURES
-from psp.profiles import ROOT, load_profile
+from psp.profiles import ROOT, SECTIONS, load_profile
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PROFILES = ("demo", "laptop", "paper")
-# Stages that are not called as their figure, and what they read other than `runs`.
-STAGES = {"network_table": "ilsvrc_table"}
-RECORDS = {"timing_tables": ["timing"], "network_table": ["ilsvrc/runs", "ilsvrc/timing"]}
+# The stages of every figure, and what those read that do not read `runs`.
+STAGES = [(name, name) for name in FIGURES if name != "network_table"]
+STAGES += [(f"{section}_table", "network_table") for section in SECTIONS]
+RECORDS = {
+    "timing_tables": ["timing"],
+    "cifar_table": ["cifar/runs", "cifar/timing", "runs", "timing"],
+    "ilsvrc_table": ["ilsvrc/runs", "ilsvrc/timing"],
+}
 # Imported everywhere, and no number depends on it.
 UNTRACKED = {"errors.py"}
 
@@ -69,8 +76,12 @@ def test_training_depends_on_the_files_that_decide_its_numbers_and_on_nothing_el
     assert [d for d in stage["deps"] if not d.startswith("psp/")] == ["results/${profile}/data.json"]
 
 
-@pytest.mark.parametrize("name", ["train", "timing", "timing_tables"])
-def test_the_stages_of_a_section_are_those_of_its_profile_in_another_folder(name):
+@pytest.mark.parametrize(
+    ("section", "name"),
+    # Trees of image folders need other files than the data of the main runs.
+    [*product(SECTIONS, ["train", "timing", "timing_tables"]), ("cifar", "data")],
+)
+def test_the_stages_of_a_section_are_those_of_its_profile_in_another_folder(section, name):
     def as_of_the_section(node):
         if isinstance(node, dict):
             return {as_of_the_section(key): as_of_the_section(value) for key, value in node.items()}
@@ -78,26 +89,28 @@ def test_the_stages_of_a_section_are_those_of_its_profile_in_another_folder(name
             return [as_of_the_section(entry) for entry in node]
         if not isinstance(node, str):
             return node
-        moved = node.replace("results/${profile}", "results/${profile}/ilsvrc")
-        return re.sub(r"(train|timing|figure) \$\{profile\}", r"\1 ${profile}/ilsvrc", moved)
+        moved = node.replace("results/${profile}", f"results/${{profile}}/{section}")
+        return re.sub(r"(data|train|timing|figure) \$\{profile\}", rf"\1 ${{profile}}/{section}", moved)
 
     expected = as_of_the_section(stages()[name])
     inner = expected.get("do", expected)
-    inner["params"] = [{"${params_file}": ["ilsvrc." + key for key in inner["params"][0]["${params_file}"]]}]
+    inner["params"] = [{"${params_file}": [f"{section}.{key}" for key in inner["params"][0]["${params_file}"]]}]
     if "foreach" in expected:
-        expected["foreach"] = "${ilsvrc.runs}"
-    assert stages()[f"ilsvrc_{name}"] == expected
+        expected["foreach"] = f"${{{section}.runs}}"
+    if name == "data":  # its runs have data sets of their own
+        inner["params"][0]["${params_file}"].append(f"{section}.runs")
+    assert stages()[f"{section}_{name}"] == expected
 
 
-@pytest.mark.parametrize(("name", "notebook"), FIGURES.items())
-def test_a_figure_depends_on_all_that_its_notebook_uses(name, notebook):
+@pytest.mark.parametrize(("name", "figure"), STAGES)
+def test_a_figure_depends_on_all_that_its_notebook_uses(name, figure):
     """What training uses reaches a figure through the records."""
-    path = ROOT / "notebooks" / f"{notebook}.ipynb"
+    path = ROOT / "notebooks" / f"{FIGURES[figure]}.ipynb"
     source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
-    stage = stages()[STAGES.get(name, name)]
+    stage = stages()[name]
     assert dependencies(stage) == import_closure(source) - set(TRAINING_SOURCES) - UNTRACKED
     records = {f"results/${{profile}}/{folder}" for folder in RECORDS.get(name, ["runs"])}
-    assert {f"notebooks/{notebook}.ipynb", *records} < set(stage["deps"])
+    assert {f"notebooks/{path.name}", *records} < set(stage["deps"])
 
 
 def test_timing_depends_on_all_that_it_uses():
@@ -146,6 +159,47 @@ def test_every_profile_has_its_networks_for_large_images(profile):
         assert run.endswith(f"-s{config.seed}")
 
 
+@pytest.mark.parametrize(
+    ("profile", "networks"), [("laptop", ("resnet20", "densenet16")), ("paper", ("resnet56", "densenet40"))]
+)
+def test_table_cifar_has_every_network_data_set_and_structure(profile, networks):
+    """Among the main runs or those of the section, all by one schedule."""
+    parts = load_profile(profile), load_profile(f"{profile}/cifar")
+    runs = [config for part in parts for config in part.runs.values()]
+    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay) for c in runs}) == 1
+    assert {(c.model, c.dataset) for c in runs if c.method == "baseline"} == set(product(networks, CIFAR))
+    timed = [part.config(run) for part in parts for run in part.timing.runs]
+    assert {c.method for c in timed} == {"psp_weight_decay"}
+    structures = ("column", "channel", "shape", "layer")
+    assert {(c.model, c.dataset, c.structure) for c in timed} == set(product(networks, CIFAR, structures))
+    for run, config in parts[1].runs.items():
+        assert run.startswith(f"{config.method}-{config.model}-{config.dataset}-")
+        assert run.endswith(f"-s{config.seed}")
+
+
+def test_table_cifar_has_the_same_e_foldings_in_the_laptop_and_the_paper_profile():
+    """λ·Ση/(1−μ) of each structure; Ση is half of the largest rate in every one of the 391 steps of an epoch."""
+    found = {}
+    for profile in ("laptop/cifar", "paper/cifar"):
+        for c in load_profile(profile).runs.values():
+            if c.method == "psp_weight_decay":
+                rates = 391 * c.epochs * c.learning_rate / 2
+                found.setdefault(c.structure, []).append(c.structure_decay * rates / (1 - c.momentum))
+    assert len(found) == 4
+    for values in found.values():
+        assert values == pytest.approx([values[0]] * len(values), rel=0.02)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_run_of_table_cifar_can_have_its_structures(profile):
+    for config in {replace(c, seed=0) for c in load_profile(f"{profile}/cifar").runs.values()}:
+        with torch.device("meta"):
+            model = psp.parameterize(psp.create_model(config.model), config.structure, skip=config.skip)
+        layers = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+        whole = {"conv1", "transition1.2", "transition2.2"}
+        assert set(psp.structure_parameters(model)) == set(layers) - whole
+
+
 @pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 6)])
 def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
     runs = load_profile(profile).runs.values()
@@ -158,7 +212,7 @@ def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least)
 def test_an_unknown_profile_and_run_are_named():
     with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, paper"):
         load_profile("desktop")
-    with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the section ilsvrc"):
+    with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the sections cifar, ilsvrc"):
         load_profile("demo/x")
     with pytest.raises(ConfigError, match="profile 'demo' has no run 'x'"):
         load_profile("demo").config("x")

@@ -12,7 +12,7 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.profiles import Profile, load_profile
+from psp.profiles import Profile, load_profile, with_sections
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
 from psp.timing.networks import lively, masks_sha256, networks, random_masks
@@ -100,7 +100,7 @@ def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
 
 def test_the_dense_network_has_no_zeros_that_lanes_would_leave_out():
     masked = random_masks("resnet20", "channel", 0.8, skip=("conv1", "fc"))
-    network = DenseNetworks(SETTINGS).network("resnet20", masked)
+    network = DenseNetworks(SETTINGS).network(("resnet20", 10), masked)
     assert all(parameter.all() for parameter in network.parameters())
 
 
@@ -108,6 +108,7 @@ def test_the_dense_network_has_no_zeros_that_lanes_would_leave_out():
 def test_the_dense_network_is_timed_in_every_variant_of_the_extracted_one():
     """A variant that only the extracted network has would make its speed-up one over a slower dense network."""
     about = {"name": "n", "model": "resnet20", "structure": "channel", "masks": "random", "batches": [2], "side": 16}
+    about |= {"classes": 10}
     masked = random_masks("resnet20", "channel", 0.8, skip=("conv1", "fc"))
     settings = {"backends": ["eager", "lanes"], "precisions": ["float32"]}
     (network,) = timing_record([(about, masked)], settings, CPU)["networks"]
@@ -116,6 +117,21 @@ def test_the_dense_network_is_timed_in_every_variant_of_the_extracted_one():
     }
     assert variants["dense"] == variants["extracted"] == {"eager", "lanes"}
     assert network["unavailable"] == network["dense_unavailable"] == []
+
+
+def test_networks_with_other_classes_are_compared_with_a_dense_network_of_their_own(monkeypatch):
+    monkeypatch.setattr("psp.timing.measure.ROUNDS", 2)
+    monkeypatch.setattr("psp.timing.measure.BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr("psp.timing.work.PRODUCT_SIDE", 64)
+    monkeypatch.setattr("psp.timing.work.COPY_MIB", 1)
+    about = {"model": "densenet16", "structure": "channel", "masks": "random", "batches": [1], "side": 8}
+    pairs = (
+        ({**about, "name": str(n), "classes": n}, random_masks("densenet16", "channel", 0.5, ("conv1", "fc"), n))
+        for n in (10, 100, 10)
+    )
+    made = timing_record(pairs, {"backends": ["eager"], "precisions": ["float32"]}, CPU)["networks"]
+    ten, hundred, again = (network["cost"]["dense"]["params"] for network in made)
+    assert (hundred - ten, again) == (90 * (160 + 1), ten)
 
 
 def test_what_a_network_must_move_and_do_by_hand():
@@ -283,7 +299,7 @@ def test_every_backend_is_known_where_it_is_made():
     assert sum(not reason for reason in reasons) >= 2
 
 
-@pytest.mark.parametrize("profile", ["demo", "laptop", "paper", "demo/ilsvrc", "laptop/ilsvrc", "paper/ilsvrc"])
+@pytest.mark.parametrize("profile", [s for name in ("demo", "laptop", "paper") for s in with_sections(name)])
 def test_every_profile_can_prune_its_network_by_the_structures_it_times(profile):
     config = load_profile(profile).timing
     for structure in config.structures:

@@ -17,9 +17,9 @@ MODELS |= {name: partial(CifarDenseNet, *variant) for name, variant in CIFAR_DEN
 def create_model(name, num_classes=10):
     """A network by name.
 
-    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet40" and "densenet_bc100" are for 32×32 images,
-    with He-normal weights (He et al. 2015); "resnet18", "resnet50" and "densenet121" are torchvision's for ILSVRC2012.
-    Initialization draws from torch's global random generator. Raises ConfigError for an unknown name.
+    "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet16", "densenet40" and "densenet_bc100" are for
+    32×32 images, with He-normal weights (He et al. 2015); "resnet18", "resnet50" and "densenet121" are torchvision's
+    for ILSVRC2012. Initialization draws from torch's global random generator. Raises ConfigError for an unknown name.
     """
     check_model(name)
     if name in TORCHVISION:

@@ -28,16 +28,17 @@ def networks(profile, config):
         parameterize(create_model(config.model), structure, skip=config.skip)
     records = {run: read_record(profile.record_path(run)) for run in config.runs}
     for run, record in records.items():
-        settings = profile.config(run)
+        settings, classes = profile.config(run), classes_of(record["data"])
         about = {"name": run, "model": settings.model, "structure": settings.structure, "masks": "trained"}
         about |= {"masks_sha256": masks_sha256(record), "batches": list(config.batches), "side": settings.test_side}
-        yield about, trained_masks(settings, record)
+        about |= {"classes": classes}
+        yield about, trained_masks(settings, classes, record)
     classes = next((classes_of(record["data"]) for record in records.values()), 10)
     side = next(iter(profile.runs.values())).test_side
     for structure, sparsity in product(config.structures, config.sparsities):
         name = f"{config.model}-{structure}-{round(100 * sparsity)}"
         about = {"name": name, "model": config.model, "structure": structure, "masks": "random"}
-        about |= {"batches": [config.random_batch], "side": side}
+        about |= {"batches": [config.random_batch], "side": side, "classes": classes}
         yield about, random_masks(config.model, structure, sparsity, config.skip, classes)
 
 
@@ -46,10 +47,10 @@ def masks_sha256(record):
     return hashlib.sha256(json.dumps(record["masks"], sort_keys=True).encode()).hexdigest()
 
 
-def trained_masks(config, record):
+def trained_masks(config, classes, record):
     """The network of a run in evaluation mode, with the run's last masks and random weights."""
     torch.manual_seed(SEED)
-    return lively(apply_masks(build_model(config, classes_of(record["data"])), record))
+    return lively(apply_masks(build_model(config, classes), record))
 
 
 def random_masks(name, structure, sparsity, skip, classes=10):

@@ -22,8 +22,8 @@ SMALL = 1e-3
 class DenseNetworks:
     """What the extracted networks are compared with: one of each architecture, made ready (and compiled) only once.
 
-    It is a masked network with its batch normalization folded and other numbers for its zeros, which
-    `psp.freeze` would leave out.
+    An architecture is a pair (model name, number of classes). Its network is a masked one with its batch normalization
+    folded and other numbers for its zeros, which `psp.freeze` would leave out.
     """
 
     def __init__(self, settings):
@@ -31,17 +31,17 @@ class DenseNetworks:
         self.networks = {}
         self.variants = {}
 
-    def network(self, model, masked):
+    def network(self, architecture, masked):
         """The network of an architecture, of which `masked` is one."""
-        if model not in self.networks:
-            self.networks[model] = without_zeros(fold_batchnorm(masked))
-        return self.networks[model]
+        if architecture not in self.networks:
+            self.networks[architecture] = without_zeros(fold_batchnorm(masked))
+        return self.networks[architecture]
 
-    def calls(self, model, images):
+    def calls(self, architecture, images):
         """Its variants for a batch of this size, as `make_variants`."""
-        key = model, images.shape
+        key = architecture, images.shape
         if key not in self.variants:
-            self.variants[key] = make_variants(self.networks[model], self.settings, images)
+            self.variants[key] = make_variants(self.networks[architecture], self.settings, images)
         return self.variants[key]
 
 
@@ -58,7 +58,8 @@ def timing_record(networks, settings, device):
 
     Args:
         networks: pairs of a description, a dict for the record, and a masked network in evaluation mode.
-            Its "model" tells which dense network it is compared with; "batches" and "side" are batch and image sizes.
+            Its "model" and "classes" tell which dense network it is compared with; "batches" and "side" are batch and
+            image sizes.
         settings: {"backends": […], "precisions": […]}.
         device: a torch device.
     """
@@ -91,7 +92,8 @@ def time_network(about, masked, dense, device):
     masked = masked.to(device)
     side = about["side"]
     images = torch.randn(CHECK_IMAGES, 3, side, side, device=device)
-    networks = {"dense": dense.network(about["model"], masked), "extracted": extract(masked, images)}
+    architecture = about["model"], about["classes"]
+    networks = {"dense": dense.network(architecture, masked), "extracted": extract(masked, images)}
     pruned = sparsity(masked)
     entry = {
         "sparsity": {"structures": pruned.structures, "weights": pruned.weights},
@@ -104,7 +106,7 @@ def time_network(about, masked, dense, device):
     for batch in about["batches"]:
         images = torch.randn(batch, 3, side, side, device=device)
         calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
-        dense_calls, missing = dense.calls(about["model"], images)
+        dense_calls, missing = dense.calls(architecture, images)
         entry["dense_unavailable"] = missing
         made = {"dense": dense_calls, "extracted": calls}
         entry["timings"] += time_batch(networks, made, images)
