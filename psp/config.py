@@ -66,7 +66,7 @@ class RunConfig:
         structure: granularity of pruning.
         skip: layer names or patterns that are never pruned.
         sparsity: share 0…1 of structures pruned in every layer; for the methods that prescribe it.
-        structure_decay: regularization strength λ on α.
+        structure_decay: regularization strength λ on α; "baseline" and "l1_norm" have no α and ignore it.
         threshold: ε, below which |α| prunes its structure.
         init: initial α.
         gradient: of α, "exact" or "summed", see `psp.parameterize`.

@@ -12,8 +12,9 @@ import torch
 from torch import distributed
 from tqdm import tqdm
 
+from psp import errors
 from psp.data import load
-from psp.errors import CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError
+from psp.errors import ConfigError, DataError, NotebookError
 from psp.jobs import train_runs
 from psp.plan import plan
 from psp.profiles import CHECKPOINTS, ROOT, load_profile, with_sections
@@ -22,7 +23,7 @@ from psp.timing.networks import networks
 from psp.timing.record import timing_record, without_gpu
 from psp.train import train
 
-ERRORS = (CheckpointError, ConfigError, DataError, DivergedError, NotebookError, RunsFailedError)
+ERRORS = tuple(error for error in vars(errors).values() if isinstance(error, type))
 FIGURES = {
     "figure_1": "figure_1_structures",
     "figure_2": "figure_2_structure_parameters",

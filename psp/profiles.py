@@ -86,8 +86,28 @@ def profile_path(name):
 
 def with_sections(name):
     """The names of a profile and of the sections in its file."""
-    content = yaml.safe_load(profile_path(name).read_text(encoding="utf-8"))
+    content = read_profile(name)
     return [name, *(f"{name}/{section}" for section in SECTIONS if section in content)]
+
+
+def read_profile(name):
+    """What the YAML file of a profile says. Raises ConfigError for one that is no mapping or calls itself otherwise."""
+    path = profile_path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.relative_to(ROOT)} is no YAML: {error}") from error
+    if not isinstance(content, dict) or content.get("profile") != name:
+        raise ConfigError(f"{path.relative_to(ROOT)} must have an entry `profile: {name}`")
+    return content
+
+
+def entry(content, key, where):
+    """The mapping under `key`. Raises ConfigError, naming `where` it is missing, or empty, or no mapping."""
+    value = content.get(key)
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{where} needs `{key}:` with entries of its own, got {value!r}")
+    return value
 
 
 def in_table(profile):
@@ -102,21 +122,20 @@ def in_table(profile):
 def load_profile(name):
     """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
     file, _, section = name.partition("/")
-    path = profile_path(file)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if content["profile"] != file:
-        raise ConfigError(f"{path.relative_to(ROOT)} calls itself {content['profile']!r}, expected {file!r}")
+    where = str(profile_path(file).relative_to(ROOT))
+    content = read_profile(file)
     if section and section not in SECTIONS:
         raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
-    content = content[section] if section else content
-    runs = {}
-    for run, settings in content["runs"].items():
+    if section:
+        content, where = entry(content, section, where), f"{where}, section {section}"
+    defaults, runs = entry(content, "defaults", where), {}
+    for run, settings in entry(content, "runs", where).items():
         try:
-            runs[run] = RunConfig.of({**content["defaults"], **settings})
-        except ConfigError as error:
-            raise ConfigError(f"{path.relative_to(ROOT)}, run {run!r}: {error}") from error
+            runs[run] = RunConfig.of({**defaults, **(settings or {})})
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"{where}, run {run!r}: {error}") from error
     try:
-        timing = TimingConfig.of(content["timing"], runs)
+        timing = TimingConfig.of(entry(content, "timing", where), runs)
     except ConfigError as error:
-        raise ConfigError(f"{path.relative_to(ROOT)}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
     return Profile(name, runs, timing)

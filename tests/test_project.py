@@ -218,6 +218,38 @@ def test_an_unknown_profile_and_run_are_named():
         load_profile("demo").config("x")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": None}, "params.yaml needs `runs:` with entries of its own, got None"),
+        ({"defaults": 3}, "params.yaml needs `defaults:` with entries of its own, got 3"),
+        ({"profile": "other"}, "params.yaml must have an entry `profile: demo`"),
+        ({"timing": {"runs": []}}, "params.yaml: timing must set batches, backends"),
+        ({"ilsvrc": None}, "params.yaml needs `ilsvrc:`"),
+    ],
+)
+def test_a_damaged_profile_is_explained(monkeypatch, tmp_path, change, message):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, **change}))
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_profile("demo/ilsvrc" if "ilsvrc" in change else "demo")
+
+
+def test_a_profile_that_is_no_yaml_and_a_run_that_sets_nothing(monkeypatch, tmp_path):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "runs": {**content["runs"], "plain": None}}))
+    assert load_profile("demo").config("plain") == RunConfig.of(content["defaults"])
+    content["timing"]["sparsities"] = 0.5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"params.yaml: timing.sparsities must be list, got 0.5"):
+        load_profile("demo")
+    (tmp_path / "params.yaml").write_text("profile: [demo")
+    with pytest.raises(ConfigError, match="params.yaml is no YAML"):
+        load_profile("demo")
+
+
 def test_environment_yml_takes_its_versions_from_the_pinned_file():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = [d for d in environment["dependencies"] if isinstance(d, str)]

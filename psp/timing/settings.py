@@ -56,6 +56,10 @@ class TimingConfig:
         names = [field.name for field in fields(cls)]
         if sorted(settings) != sorted(names):
             raise ConfigError(f"timing must set {', '.join(names)}; it sets {', '.join(settings) or 'nothing'}")
+        for name in names:
+            wanted = {"model": str, "random_batch": int}.get(name, list)
+            if not isinstance(settings[name], wanted):
+                raise ConfigError(f"timing.{name} must be {wanted.__name__}, got {settings[name]!r}")
         for run in settings["runs"]:
             if run not in runs:
                 raise ConfigError(f"timing.runs: the profile has no run {run!r}; its runs are {', '.join(runs)}")
