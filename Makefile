@@ -8,12 +8,13 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIPELINE = $(if $(filter demo,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help repro test notebooks lock clean
+.PHONY: help repro test notebooks benchmarks lock clean
 
 help:
 	@echo "make repro [PROFILE=demo]  run the pipeline of a profile: demo, laptop or paper"
 	@echo "make test                  lint and test, notebooks included"
 	@echo "make notebooks             execute the notebooks again and store their outputs"
+	@echo "make benchmarks            measure the training step and the kernels, into results/benchmarks (leave the machine alone)"
 	@echo "make lock                  pin requirements.in anew in requirements.txt"
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
@@ -29,6 +30,13 @@ test: $(BIN)/.ready
 notebooks: $(BIN)/.ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.record_timing=False notebooks/*.ipynb
+
+# Into a file that is kept only once it is whole, so that a measurement that fails loses no earlier one.
+benchmarks: $(BIN)/.ready
+	mkdir -p results/benchmarks
+	for name in column_conv overhead train_speed; do \
+	  $(BIN)/python benchmarks/$$name.py > results/benchmarks/$$name.new && \
+	  mv results/benchmarks/$$name.new results/benchmarks/$$name.txt || exit 1; done
 
 $(BIN)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'

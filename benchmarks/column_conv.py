@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from psp.kernels import column_conv2d, cpu
-from psp.records import device_name
+from psp.records import device_name, git_commit
 
 SHAPES = ((16, 32), (32, 16), (64, 8))  # channels, height and width
 SPARSITIES = (0.0, 0.25, 0.5, 0.76, 0.9)
@@ -95,7 +95,7 @@ def main():
     kernel = "C kernel" if cpu.available() else "reference"
     device = device_name(torch.device("cpu"))
     print(f"{device}; {options.threads} threads; PyTorch {torch.__version__}; {kernel}; batch {options.batch};")
-    print(f"median (quartiles) of {options.rounds} alternating rounds\n")
+    print(f"median (quartiles) of {options.rounds} alternating rounds; commit {git_commit()}\n")
     for channels, side in SHAPES:
         print(f"{channels}→{channels} channels, {KERNEL}×{KERNEL}, {side}×{side}: ", end="")
         print(report(measure(variants(channels, side, options.batch), options.rounds)))

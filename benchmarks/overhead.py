@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 import psp
-from psp.records import device_name
+from psp.records import device_name, git_commit
 from psp.structures import ALPHA_SHAPE
 
 BATCH = 128
@@ -59,7 +59,10 @@ def main():
         model = psp.parameterize(psp.create_model(options.model), structure, skip=skip)
         steps[structure] = make_step(model, device)
     seconds = alternate(steps, options.steps)
-    print(f"{options.model}, batch {BATCH}, float32, {device_name(device)}, {torch.get_num_threads()} threads")
+    print(
+        f"{options.model}, batch {BATCH}, float32, {device_name(device)}, {torch.get_num_threads()} threads;", end=" "
+    )
+    print(f"commit {git_commit()}")
     dense = statistics.median(seconds["dense"])
     for name, times in seconds.items():
         low, median, high = statistics.quantiles(times, n=4)

@@ -27,7 +27,7 @@ import psp
 from psp.config import RunConfig
 from psp.data import load
 from psp.fast import deterministic
-from psp.records import device_name
+from psp.records import device_name, git_commit
 from psp.timing.work import measure_limits
 from psp.train import choose, compute_as_chosen, start, train_epoch
 
@@ -202,7 +202,11 @@ def main():
     options = parser.parse_args()
     limits = measure_limits(DEVICE)
     rates = ", ".join(f"{name} {rate / 1e12:.2f}" for name, rate in limits.flops.items())
-    print(f"{device_name(DEVICE)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH}")
+    print(
+        f"{device_name(DEVICE)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, batch {BATCH};",
+        end=" ",
+    )
+    print(f"commit {git_commit()}; {options.rounds} turns of {options.batches} batches")
     print(f"copy {limits.bytes_per_s / 1e9:.0f} GB/s read and written; matrix product TFLOP/s: {rates}")
     for network in options.networks:
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own: it tries many ways

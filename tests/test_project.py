@@ -246,7 +246,7 @@ def test_a_profile_that_is_no_yaml_and_a_run_that_sets_nothing(monkeypatch, tmp_
     with pytest.raises(ConfigError, match=r"params.yaml: timing.sparsities must be list, got 0.5"):
         load_profile("demo")
     (tmp_path / "params.yaml").write_text("profile: [demo")
-    with pytest.raises(ConfigError, match="params.yaml is no YAML"):
+    with pytest.raises(ConfigError, match=r"params\.yaml is no YAML"):
         load_profile("demo")
 
 
