@@ -3,6 +3,7 @@
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from psp.structures import ALPHA_SHAPE
 from psp.timing.tables import fastest
@@ -30,6 +31,10 @@ def speed_up_figure(table, batch, title):
     over_macs.plot([1, limit], [1, limit], color="black", linestyle="--", linewidth=1, label="the MAC reduction")
     over_sparsity.set(xlabel="structures pruned, %", ylabel="speed-up over the fastest dense variant", yscale="log")
     over_macs.set(xlabel="MAC reduction, times", ylabel="speed-up", xscale="log", yscale="log")
+    for axis in (over_sparsity.yaxis, over_macs.xaxis, over_macs.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
+        axis.set_minor_locator(NullLocator())
     for axes in (over_sparsity, over_macs):
         axes.axhline(1.0, color="#888888", linewidth=1)
         axes.legend(fontsize=9)
@@ -43,8 +48,8 @@ def _draw(axes, rows, x, structure):
         some = rows[rows["masks"] == masks]
         style = {"marker": marker, "color": color, "markersize": 11 if masks == "trained" else 6}
         line = "-" if masks == "random" else "none"
-        label = structure if masks == rows["masks"].iloc[0] else None
-        axes.plot(some[x], some["speed_up"], linestyle=line, label=label, **style)
+        axes.plot(some[x], some["speed_up"], linestyle=line, **style)
+    axes.plot([], [], "o-", color=color, label=structure)
 
 
 def roofline(record, batch, title):
