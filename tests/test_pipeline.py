@@ -274,7 +274,8 @@ def test_a_run_without_papermill_writes_the_same_record(repository):
     left_out = {"seconds", "provenance"}
     steps = [record["provenance"]["step"] for record in (direct, through_notebook)]
     if any(steps[0][name] != steps[1][name] for name in ("precision", "kernels")):
-        left_out |= {"curve", "test_error_pct", "test_top5_error_pct"}  # chosen by a measurement, computed with another rounding
+        # Chosen by a measurement, computed with another rounding.
+        left_out |= {"curve", "test_error_pct", "test_top5_error_pct"}
     assert {k: v for k, v in direct.items() if k not in left_out} == {
         k: v for k, v in through_notebook.items() if k not in left_out
     }
