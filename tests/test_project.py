@@ -159,19 +159,24 @@ def test_every_profile_has_its_networks_for_large_images(profile):
         assert run.endswith(f"-s{config.seed}")
 
 
-@pytest.mark.parametrize(
-    ("profile", "networks"), [("laptop", ("resnet20", "densenet16")), ("paper", ("resnet56", "densenet40"))]
-)
-def test_table_cifar_has_every_network_data_set_and_structure(profile, networks):
-    """Among the main runs or those of the section, all by one schedule."""
-    parts = load_profile(profile), load_profile(f"{profile}/cifar")
+def test_table_cifar_of_the_paper_has_every_network_data_set_and_structure():
+    """Among the main runs or those of the section."""
+    networks, structures = ("resnet56", "densenet40"), ("column", "channel", "shape", "layer")
+    parts = load_profile("paper"), load_profile("paper/cifar")
     runs = [config for part in parts for config in part.runs.values()]
-    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay) for c in runs}) == 1
     assert {(c.model, c.dataset) for c in runs if c.method == "baseline"} == set(product(networks, CIFAR))
     timed = [part.config(run) for part in parts for run in part.timing.runs]
     assert {c.method for c in timed} == {"psp_weight_decay"}
-    structures = ("column", "channel", "shape", "layer")
     assert {(c.model, c.dataset, c.structure) for c in timed} == set(product(networks, CIFAR, structures))
+
+
+@pytest.mark.parametrize("profile", ["laptop", "paper"])
+def test_table_cifar_compares_with_the_dense_network_of_the_same_schedule(profile):
+    parts = load_profile(profile), load_profile(f"{profile}/cifar")
+    runs = [config for part in parts for config in part.runs.values()]
+    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay) for c in runs}) == 1
+    dense = {(c.model, c.dataset) for c in runs if c.method == "baseline"}
+    assert {(part.config(run).model, part.config(run).dataset) for part in parts for run in part.timing.runs} == dense
     for run, config in parts[1].runs.items():
         assert run.startswith(f"{config.method}-{config.model}-{config.dataset}-")
         assert run.endswith(f"-s{config.seed}")
@@ -180,11 +185,10 @@ def test_table_cifar_has_every_network_data_set_and_structure(profile, networks)
 def test_table_cifar_has_the_same_e_foldings_in_the_laptop_and_the_paper_profile():
     """λ·Ση/(1−μ) of each structure; Ση is half of the largest rate in every one of the 391 steps of an epoch."""
     found = {}
-    for profile in ("laptop/cifar", "paper/cifar"):
-        for c in load_profile(profile).runs.values():
-            if c.method == "psp_weight_decay":
-                rates = 391 * c.epochs * c.learning_rate / 2
-                found.setdefault(c.structure, []).append(c.structure_decay * rates / (1 - c.momentum))
+    for profile in map(load_profile, ("laptop", "laptop/cifar", "paper/cifar")):
+        for c in map(profile.config, profile.timing.runs):
+            rates = 391 * c.epochs * c.learning_rate / 2
+            found.setdefault(c.structure, []).append(c.structure_decay * rates / (1 - c.momentum))
     assert len(found) == 4
     for values in found.values():
         assert values == pytest.approx([values[0]] * len(values), rel=0.02)
