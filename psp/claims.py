@@ -3,7 +3,7 @@
 A claim about numbers of the paper's network is tested on that network at a full schedule only; a claim about
 the order of the methods on any network, on CIFAR-10. A difference within the tolerance decides nothing, nor does one
 that seeds could have made: this second rule was added when seeds 1 and 2 of three series had been run, and makes no
-claim easier. Differences are taken within a seed, which moves all series together.
+claim easier. Differences are taken within a seed, from the same initial weights and order of images.
 """
 
 import numpy as np

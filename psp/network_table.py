@@ -9,7 +9,7 @@ import json
 
 import pandas as pd
 
-from psp.tables import REFERENCE, SERIES, read_records
+from psp.tables import REFERENCE, SERIES, read_records, setting
 from psp.timing.settings import NO_GPU
 from psp.timing.tables import summary_table
 
@@ -82,14 +82,13 @@ def split(table):
 
 def _row(run, record):
     config = record["config"]
-    setting = config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
     return {
         "run": run,
         "dataset": config["dataset"],
         "network": config["model"],
         "structure": DENSE if config["method"] == "baseline" else config["structure"],
         "method": SERIES[config["method"]],
-        "setting": setting,
+        "setting": setting(config),
         "seed": config["seed"],
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
         "top1_error_pct": record["test_error_pct"],

@@ -21,6 +21,11 @@ def read_records(profile):
     return {run: read_record(profile.record_path(run)) for run in profile.runs}
 
 
+def setting(config):
+    """What a run's sparsity was set by: the prescribed share, or else λ."""
+    return config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
+
+
 def figure_2_table(records):
     """One row for each run that learns α by ℓ1 or weight decay: how clearly its |α| fall into two groups.
 
@@ -75,7 +80,7 @@ def figure_3_points(runs):
     """Mean and spread over seeds of every series and setting, by series and sparsity.
 
     `error_sd` and `above_baseline_sd` are sample standard deviations over seeds, in points of error; they are missing
-    where there is one seed. A seed moves all series together, so that the second is the smaller one.
+    where there is one seed. The second is the smaller one where a seed moves a series and the dense network together.
     """
     groups = runs.groupby(["series", "sparsity", "structure_decay"], as_index=False, dropna=False)
     points = groups.agg(

@@ -6,7 +6,7 @@ The test set has no part in it: a trial trains without `holdout` images of the t
 import pandas as pd
 
 from psp.errors import ConfigError
-from psp.tables import SERIES
+from psp.tables import SERIES, setting
 
 COST = 3.0  # points of held-out error that pruning may cost; fixed before the trials
 
@@ -46,7 +46,7 @@ def _row(name, record):
         "structure": config["structure"],
         "epochs": config["epochs"],
         "seed": config["seed"],
-        "setting": config["sparsity"] if config["sparsity"] is not None else config["structure_decay"],
+        "setting": setting(config),
         "threshold": config["threshold"],
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
         "held_out_error_pct": last["validation_error_pct"],
