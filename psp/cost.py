@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psp.parameterize import parametrizations, sparsity, structure_parameters
+from psp.parameterize import parametrizations, sparsity, structure_parameters, weight_shape
 
 
 class Cost(NamedTuple):
@@ -28,7 +28,8 @@ def cost(model, example_input):
     """
     pruned = sparsity(model).layers
     zeroed = {
-        name: round(pruned[name].weights * layer.weight.numel()) for name, (layer, _) in parametrizations(model).items()
+        name: round(pruned[name].weights * weight_shape(layer).numel())
+        for name, (layer, _) in parametrizations(model).items()
     }
     alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
     params = sum(p.numel() for p in model.parameters()) - alphas - zeroed_parameters(model)
@@ -36,7 +37,7 @@ def cost(model, example_input):
 
     def save(name):
         def hook(layer, inputs, output):
-            positions = output.numel() // layer.weight.shape[0]
+            positions = output.numel() // weight_shape(layer)[0]
             saved.append(zeroed[name] * positions)
 
         return hook
@@ -52,7 +53,7 @@ def zeroed_parameters(model):
     kept = {}
     for layer, pruner in parametrizations(model).values():
         weights = tuple(id(p) for p in layer.parametrizations.weight.parameters(recurse=False))
-        kept[weights] = kept.get(weights, False) | pruner.kept().expand(layer.weight.shape)
+        kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
     return sum(mask.numel() - int(mask.sum()) for mask in kept.values())
 
 

@@ -140,6 +140,11 @@ def structure_parameters(model):
     return {name: pruner.alpha for name, (_, pruner) in pruners if hasattr(pruner, "alpha")}
 
 
+def weight_shape(layer):
+    """Shape of a parameterized layer's weight without computing it; torch's weight_norm keeps that in two tensors."""
+    return max(layer.parametrizations.weight.parameters(recurse=False), key=torch.Tensor.numel).shape
+
+
 @torch.no_grad()
 def sparsity(model):
     """`Sparsity` of the parameterized layers: pruned structures and zeroed weights over all they have.
@@ -151,7 +156,7 @@ def sparsity(model):
     for name, (layer, pruner) in parametrizations(model).items():
         kept = pruner.kept()
         gone = kept.numel() - int(kept.sum())
-        weights = layer.weight.numel()  # the original may be several tensors, under torch's weight_norm
+        weights = weight_shape(layer).numel()
         zeroed = gone * weights // kept.numel()  # every structure of a layer holds equally many weights
         layers[name] = LayerSparsity(gone / kept.numel(), zeroed / weights, kept.numel())
         pruned, total, zeros, size = pruned + gone, total + kept.numel(), zeros + zeroed, size + weights
