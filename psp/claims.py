@@ -64,6 +64,7 @@ def _baseline_claim(points, tested):
 
 def _largest_sparsity_claim(points, series, paper, tested):
     ours = largest_sparsity(points, series)
+    tested = tested and series in set(points["series"])
     verdict = _verdict(abs(ours - paper) <= SPARSITY_TOLERANCE, tested, _seeds(points, series))
     claim = f"largest sparsity at about baseline error (+{ABOUT_BASELINE}), {SERIES[series]}, %"
     return (claim, f"{paper:.0f}", _number(ours, 1), f"± {SPARSITY_TOLERANCE:.0f}", verdict)

@@ -1,28 +1,24 @@
-"""The paper's tables of networks, as a function of run records, timing records and what is known of the paper.
+"""The paper's tables of networks, as a function of run records and timing records.
 
 One row for each dense network and for each setting (data set, network, structure, method, decay or sparsity) of which
-at least one run was timed: errors over all of its seeds; size, cost and speed of the extracted network; beside them the
-paper's own numbers, where `results/reference/paper_tables.csv` has them.
+at least one run was timed: errors over all of its seeds; size, cost and speed of the extracted network. The paper's own
+numbers stand beside them in a table of `psp.paper_tables`.
 """
 
 import json
 
 import pandas as pd
 
-from psp.tables import REFERENCE, SERIES, read_records, setting
+from psp.paper_tables import DENSE, KEYS
+from psp.tables import SERIES, check_seeds, read_records, setting
 from psp.timing.settings import NO_GPU
 from psp.timing.tables import summary_table
 
-UNKNOWN = "not available to us"
-KEYS = ["dataset", "network", "structure"]
 SETTING = [*KEYS, "method", "setting"]
-COMPARED = ("top1_error_pct", "top5_error_pct", "params", "macs")
-COMPARISON = [f"{whose}_{column}" for column in COMPARED for whose in ("paper", "difference")]
 ERRORS = {"top1_error_pct": ("top1_error_pct", "mean"), "top1_error_sd": ("top1_error_pct", "std")}
 ERRORS["top5_error_pct"] = ("top5_error_pct", lambda errors: errors.mean(skipna=False))  # not in every record
 TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "gpu_speed_up"]
-OURS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
-DENSE = "none (dense)"
+COLUMNS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
 
 
 def read_table(profiles):
@@ -34,29 +30,24 @@ def read_table(profiles):
     for profile in profiles:
         cpu, gpu = (json.loads(profile.timing_path(kind).read_text()) for kind in ("cpu", "cuda"))
         batch = profile.timing.random_batch
-        tables.append(network_table(read_records(profile), cpu, gpu, batch, paper_values()))
+        tables.append(network_table(read_records(profile), cpu, gpu, batch))
         where.append(f"{cpu['provenance']['device']}, batch {batch}")
     return pd.concat(tables, ignore_index=True), " / ".join(dict.fromkeys(where))
 
 
-def paper_values():
-    """The paper's tables as far as they are known: columns dataset, network, structure and those of `COMPARED`."""
-    return pd.read_csv(REFERENCE / "paper_tables.csv", comment="#")
-
-
-def network_table(records, cpu, gpu, batch, paper):
+def network_table(records, cpu, gpu, batch):
     """The table of one profile.
 
     Args:
         records: {run: record}.
         cpu, gpu: timing records; the GPU's may say that there was none.
         batch: at which the speed-ups hold.
-        paper: of `paper_values`.
 
     Errors are means over seeds, `…_sd` their sample standard deviation. Parameters, multiply-accumulates and speed-ups
-    are those of the timed runs. `paper_…` is what the paper says, `difference_…` ours minus that.
+    are those of the timed runs. Raises ConfigError for two runs of one setting and one seed.
     """
     runs = pd.DataFrame([_row(run, record) for run, record in records.items()])
+    check_seeds(runs, SETTING)
     runs = runs.join(_timed(cpu, gpu, batch), on="run").join(_dense_costs(cpu), on="run")
     is_dense, timed = runs["structure"] == DENSE, runs["cpu_speed_up"].notna()
     for column in ("params", "macs"):
@@ -72,12 +63,7 @@ def network_table(records, cpu, gpu, batch, paper):
     )
     if "networks" not in gpu:
         table["gpu_speed_up"] = NO_GPU
-    return beside_the_paper(table, paper)
-
-
-def split(table):
-    """(our numbers, those of the paper and the differences): the two halves in which the table is shown."""
-    return table[OURS], table[[*KEYS, *COMPARISON]]
+    return table[COLUMNS]
 
 
 def _row(run, record):
@@ -105,14 +91,3 @@ def _dense_costs(cpu):
     """Parameters and multiply-accumulates of the dense network that each timed one was compared with, by its name."""
     costs = {network["name"]: network["cost"]["dense"] for network in cpu["networks"]}
     return pd.DataFrame.from_dict(costs, orient="index").add_prefix("dense_")
-
-
-def beside_the_paper(table, paper):
-    """`table` with the paper's value and the difference for each column of `COMPARED`, or that it is not known."""
-    known = table[KEYS].merge(paper, on=KEYS, how="left", validate="many_to_one")
-    for column in COMPARED:
-        theirs = known[column].astype(float).to_numpy()
-        table[f"paper_{column}"] = pd.Series(theirs).astype(object).where(pd.notna(theirs), UNKNOWN)
-        difference = table[column].astype(float) - theirs
-        table[f"difference_{column}"] = difference.astype(object).where(difference.notna(), UNKNOWN)
-    return table

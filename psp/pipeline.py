@@ -16,6 +16,7 @@ from psp import errors
 from psp.data import load
 from psp.errors import ConfigError, DataError, NotebookError
 from psp.jobs import train_runs
+from psp.paper_tables import paper_values
 from psp.plan import plan
 from psp.profiles import CHECKPOINTS, ROOT, load_profile, with_sections
 from psp.records import write_record
@@ -111,9 +112,15 @@ def timing(profile, device=None):
 
 
 def figure(profile, name):
-    """Draw a figure and write its tables, through the notebook that shows them."""
+    """Draw a figure and write its tables, through the notebook that shows them.
+
+    Of the tables of networks, what is known of the paper's is said as well.
+    """
     execute(FIGURES[name], profile.notebook_path(name), {"profile": profile.name, "output": str(profile.results)})
-    return f"{name}: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
+    said = f"{name}: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
+    if name == "network_table" and not paper_values().empty:
+        said += "\n\n" + (profile.results / "tables" / "networks_paper.md").read_text(encoding="utf-8")
+    return said
 
 
 def execute(notebook, output, parameters):

@@ -1,12 +1,16 @@
 """Tables as pure functions of committed run records."""
 
+from functools import partial
+
 import pandas as pd
 
 from psp.bimodality import separability, share_near
+from psp.errors import ConfigError
 from psp.profiles import ROOT
 from psp.records import read_record
 
 REFERENCE = ROOT / "results" / "reference"
+POINT = ["series", "sparsity", "structure_decay"]  # what the seeds of a point of Figure 3 have in common
 SERIES = {
     "baseline": "baseline",
     "l1_norm": "ℓ1 norm",
@@ -24,6 +28,16 @@ def read_records(profile):
 def setting(config):
     """What a run's sparsity was set by: the prescribed share, or else λ."""
     return config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
+
+
+def check_seeds(runs, settings):
+    """Raise ConfigError for two rows of `runs` with the same settings and seed: means over seeds would count it twice."""
+    twice = runs[runs.duplicated([*settings, "seed"], keep=False)]
+    if len(twice):
+        raise ConfigError(
+            f"runs {', '.join(twice['run'])} differ by neither what a table calls their setting nor their seed; "
+            "leave all but one out of the profile"
+        )
 
 
 def figure_2_table(records):
@@ -57,8 +71,10 @@ def figure_3_runs(records):
     """One row a run: series, settings, seed, column sparsity and final-epoch test error in percent.
 
     `above_baseline` is the error minus that of the dense network of the same seed, in points; missing without one.
+    Raises ConfigError for two runs of one setting and one seed.
     """
     runs = pd.DataFrame([_run_row(run, record) for run, record in records.items()])
+    check_seeds(runs, POINT)
     dense = runs[runs["series"] == "baseline"].set_index("seed")["test_error_pct"]
     return runs.assign(above_baseline=runs["test_error_pct"] - runs["seed"].map(dense).astype(float))
 
@@ -82,7 +98,7 @@ def figure_3_points(runs):
     `error_sd` and `above_baseline_sd` are sample standard deviations over seeds, in points of error; they are missing
     where there is one seed. The second is the smaller one where a seed moves a series and the dense network together.
     """
-    groups = runs.groupby(["series", "sparsity", "structure_decay"], as_index=False, dropna=False)
+    groups = runs.groupby(POINT, as_index=False, dropna=False)
     points = groups.agg(
         column_sparsity_pct=("column_sparsity_pct", "mean"),
         test_error_pct=("test_error_pct", "mean"),
@@ -127,13 +143,17 @@ def write_table(table, path, title, formats=None):
     table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.10g")
     shown = table.astype(object)
     for column in table.columns:
-        if pd.api.types.is_float_dtype(table[column]):
-            form = (formats or {}).get(column, "{:.1f}")
-            shown[column] = table[column].map(form.format, na_action="ignore")
+        form = (formats or {}).get(column, "{:.1f}")
+        shown[column] = shown[column].map(partial(_cell, form=form), na_action="ignore")
     shown = shown.where(shown.notna(), "–")
     text = f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
     path.with_suffix(".md").write_text(text, encoding="utf-8")
     return text
+
+
+def _cell(value, form):
+    """A number as `form` says, in a column of words as well; anything else as it is."""
+    return form.format(value) if isinstance(value, float) else value
 
 
 def write_figure_3_tables(plotted, claims, folder, title):

@@ -6,32 +6,35 @@ The test set has no part in it: a trial trains without `holdout` images of the t
 import pandas as pd
 
 from psp.errors import ConfigError
-from psp.tables import SERIES, setting
+from psp.tables import SERIES, check_seeds, setting
 
+TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout", "seed"]
+SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with have in common
 COST = 3.0  # points of held-out error that pruning may cost; fixed before the trials
 
 
 def trials_table(records):
     """One row for each trial, {name: record}: settings, share pruned, final-epoch error on the held-out images.
 
-    `above_dense` is that error minus the dense trial's of the same data, network and schedule, in points.
-    Raises ConfigError for a record without held-out images.
+    `above_dense` is that error minus the dense trial's of the same `SCHEDULE`, in points; missing without one.
+    Raises ConfigError for a record without held-out images and for two dense trials of one schedule.
     """
     table = pd.DataFrame([_row(name, record) for name, record in records.items()])
-    schedule = ["dataset", "network", "epochs", "seed"]
-    dense = table[table["method"] == SERIES["baseline"]].set_index(schedule)["held_out_error_pct"].rename("dense")
-    table = table.join(dense, on=schedule)
+    dense = table[table["method"] == SERIES["baseline"]]
+    check_seeds(dense.rename(columns={"trial": "run"}), SCHEDULE)
+    dense = dense.set_index(SCHEDULE)["held_out_error_pct"].rename("dense")
+    table = table.join(dense, on=SCHEDULE)
     return table.assign(above_dense=table["held_out_error_pct"] - table["dense"]).drop(columns="dense")
 
 
 def chosen(table, epochs):
-    """Of weight decay's trials with so many epochs, one for each structure: the most pruned of those within `COST`.
+    """Of weight decay's trials with so many epochs, one for each network and structure: the most pruned within `COST`.
 
     A structure whose trials all cost more, or prune nothing, is missing.
     """
     rows = table[(table["method"] == SERIES["psp_weight_decay"]) & (table["epochs"] == epochs)]
     rows = rows[(rows["above_dense"] <= COST) & (rows["structures_pruned_pct"] > 0)]
-    return rows.loc[rows.groupby("structure")["structures_pruned_pct"].idxmax()]
+    return rows.loc[rows.groupby(["dataset", "network", "structure"])["structures_pruned_pct"].idxmax()]
 
 
 def _row(name, record):
@@ -44,8 +47,7 @@ def _row(name, record):
         "network": config["model"],
         "method": SERIES[config["method"]],
         "structure": config["structure"],
-        "epochs": config["epochs"],
-        "seed": config["seed"],
+        **{name: config[name] for name in TRAINED},
         "setting": setting(config),
         "threshold": config["threshold"],
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],

@@ -6,6 +6,7 @@ import pytest
 
 from psp.claims import NOT_TESTED, error_at, errors_by_seed, figure_3_claims, half_width, largest_sparsity
 from psp.config import RunConfig
+from psp.errors import ConfigError
 from psp.profiles import Profile
 from psp.tables import figure_3_points, figure_3_reference, figure_3_runs, write_table
 
@@ -117,6 +118,13 @@ def test_what_a_profile_cannot_test():
     assert set(verdicts(paper_runs(), DIGITS).values()) == {NOT_TESTED}
 
 
+def test_a_series_that_was_not_run_has_no_claim_that_fails():
+    runs = paper_runs()
+    found = verdicts(runs[runs["series"] != "l1_norm"], PAPER)
+    assert {verdict for claim, verdict in found.items() if "ℓ1 norm" in claim} == {NOT_TESTED}
+    assert {verdict for claim, verdict in found.items() if "ℓ1 norm" not in claim} == {"holds"}
+
+
 def test_nothing_is_extrapolated():
     runs = paper_runs()
     runs = runs[~((runs["series"] == "psp_weight_decay") & (runs["column_sparsity_pct"] > 75))]
@@ -180,6 +188,13 @@ def test_two_settings_are_not_taken_for_two_seeds():
         }
     )
     assert figure_3_points(runs)["test_error_pct"].tolist() == [8.0, 10.0]
+
+
+def test_two_runs_of_one_setting_and_seed_are_refused():
+    record = {"config": {"method": "baseline", "sparsity": None, "structure_decay": 0.0, "seed": 0}}
+    record |= {"sparsity": {"structures": 0.0}, "test_error_pct": 20.0}
+    with pytest.raises(ConfigError, match="runs a, b differ by neither"):
+        figure_3_runs({"a": record, "b": record})
 
 
 def test_a_figure_shows_only_the_runs_of_its_kind():

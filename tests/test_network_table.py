@@ -4,12 +4,13 @@ import pandas as pd
 import pytest
 
 from psp.config import RunConfig
-from psp.network_table import COMPARISON, DENSE, UNKNOWN, network_table, paper_values, read_table, split
+from psp.errors import ConfigError
+from psp.network_table import network_table, read_table
+from psp.paper_tables import DENSE
 from psp.profiles import Profile, in_table, load_profile
 from psp.records import SCHEMA, write_record
 from psp.timing.settings import NO_GPU, TimingConfig
 
-PAPER = pd.DataFrame(columns=["dataset", "network", "structure", "top1_error_pct", "top5_error_pct", "params", "macs"])
 NO_RECORD = {"unavailable": NO_GPU}
 
 
@@ -46,10 +47,8 @@ RECORDS = {
 
 
 def test_errors_are_means_over_seeds_and_costs_those_of_the_extracted_network():
-    table = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64, PAPER).set_index("structure")
+    table = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64).set_index("structure")
     assert list(table.index) == [DENSE, "column"], "channels were not timed"
-    ours, compared = split(table.reset_index())
-    assert {*ours, *compared} == {*table.columns, "structure"}
     dense, column = (table.loc[name] for name in table.index)
     assert (dense["seeds"], dense["top1_error_pct"], dense["top5_error_pct"]) == (2, 21.0, pytest.approx(2.1))
     assert dense["top1_error_sd"] == pytest.approx(2**0.5)
@@ -73,7 +72,7 @@ def test_a_timed_setting_has_all_of_its_seeds_and_others_of_the_sweep_no_row():
     records["other-network-s0"]["config"]["model"] = "resnet50"
     records["other-data-s0"]["config"]["dataset"] = "ilsvrc2012"
     del records["column-s0"]["test_top5_error_pct"]
-    table = network_table(records, timing_record("column-s0"), NO_RECORD, 64, PAPER)
+    table = network_table(records, timing_record("column-s0"), NO_RECORD, 64)
     assert list(zip(table["dataset"], table["structure"], table["seeds"], strict=True)) == [
         ("imagenette", DENSE, 2),
         ("imagenette", "column", 2),
@@ -115,26 +114,13 @@ def test_only_the_table_of_cifar_begins_with_the_main_profile():
 
 def test_times_of_a_gpu_are_shown_where_there_was_one():
     gpu = timing_record("column-s0", seconds=0.25)
-    table = network_table(RECORDS, timing_record("column-s0"), gpu, 64, PAPER).set_index("structure")
+    table = network_table(RECORDS, timing_record("column-s0"), gpu, 64).set_index("structure")
     assert table.loc["column", "gpu_speed_up"] == 4.0
     assert table.loc["column", "cpu_speed_up"] == 2.0
 
 
-def test_the_papers_numbers_stand_beside_ours_once_somebody_has_put_them_in():
-    unknown = network_table(RECORDS, timing_record("column-s0"), NO_RECORD, 64, PAPER)
-    assert set(unknown[COMPARISON].to_numpy().flatten()) == {UNKNOWN}
-    row = {"dataset": "imagenette", "network": "resnet18", "structure": "column", "top1_error_pct": 21.5, "macs": 150}
-    table = network_table(
-        RECORDS, timing_record("column-s0"), NO_RECORD, 64, pd.DataFrame([row], columns=PAPER.columns)
-    )
-    column = table.set_index("structure").loc["column"]
-    assert (column["paper_top1_error_pct"], column["difference_top1_error_pct"]) == (21.5, 1.5)
-    assert (column["paper_macs"], column["difference_macs"]) == (150, 50)
-    assert column["paper_params"] == column["difference_params"] == UNKNOWN
-    assert table.set_index("structure").loc[DENSE, "paper_macs"] == UNKNOWN
-
-
-def test_the_committed_file_of_the_papers_values_can_be_read_and_is_empty():
-    """Until somebody fills it in: no cell of the paper's tables is known to us."""
-    assert list(paper_values().columns) == list(PAPER.columns)
-    assert paper_values().empty
+def test_two_runs_of_one_setting_and_one_seed_are_not_averaged():
+    """λ of fixed sparsity is no part of the table's setting."""
+    again = {**RECORDS, "column-again-s0": record("psp_weight_decay", 0, 24.0, sparsity=0.7)}
+    with pytest.raises(ConfigError, match="runs column-s0, column-again-s0 differ by neither"):
+        network_table(again, timing_record("column-s0"), NO_RECORD, 64)

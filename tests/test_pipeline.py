@@ -102,6 +102,20 @@ def test_table_cifar_has_the_main_runs_and_those_of_its_section(repository):
     assert "demo profile: resnet20, digits, 1 epochs, 1 seed; demo/cifar profile: densenet16, digits" in title
 
 
+def test_repro_prints_the_differences_to_the_papers_tables_once_they_are_filled_in(repository):
+    """The demo has no network of the paper's: its row is printed all the same, and says so."""
+    path = repository / "results" / "reference" / "paper_tables.csv"
+    before = path.read_text()
+    try:
+        path.write_text(before + "cifar10,resnet56,column,7.25,,,\n")
+        printed = dvc(repository, "repro", "-s", "cifar_table").stdout
+        assert "| 7.25" in printed
+        assert "no such row here" in printed
+    finally:
+        path.write_text(before)
+        assert "not available to us" not in dvc(repository, "repro", "-s", "cifar_table").stdout
+
+
 def test_missing_image_folders_stop_their_own_branch_and_no_other(repository, tmp_path, monkeypatch):
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
     params, figure = repository / "params.yaml", repository / "psp" / "figures" / "figure_3.py"

@@ -268,6 +268,7 @@ def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatc
         ({"structures": ["row"]}, "unknown structure 'row'"),
         ({"sparsities": [2]}, "sparsity must lie in 0…1"),
         ({"threads": 2}, "timing must set batches, backends"),
+        ({"runs": ["a"], "random_batch": 8}, "timing.random_batch 8 must be one of timing.batches"),
     ],
 )
 def test_bad_settings(change, message):

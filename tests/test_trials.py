@@ -18,7 +18,8 @@ def record(method, error, structure="column", decay=0.0, pruned=0.0, **settings)
         "epochs": 3,
         "seed": 0,
     }
-    config |= {"sparsity": None, "structure_decay": decay, "threshold": 0.1, "holdout": 5000, **settings}
+    config |= {"sparsity": None, "structure_decay": decay, "threshold": 0.1, "holdout": 5000}
+    config |= {"batch_size": 128, "learning_rate": 0.2, "weight_decay": 0.002, **settings}
     curve = [{"validation_error_pct": 99.0}, {"validation_error_pct": error}]
     return {"config": config, "curve": curve, "sparsity": {"structures": pruned}, "test_error_pct": 0.0}
 
@@ -45,6 +46,22 @@ def test_held_out_errors_of_the_last_epoch_are_compared_with_the_dense_trial_of_
 def test_the_most_pruned_trial_that_costs_at_most_three_points_is_chosen():
     assert chosen(trials_table(RECORDS), epochs=3)["trial"].tolist() == ["right"]
     assert chosen(trials_table(RECORDS), epochs=12)["trial"].tolist() == ["long"]
+
+
+def test_a_trial_is_compared_with_no_dense_one_of_another_schedule():
+    for change in ({"weight_decay": 0.0005}, {"holdout": 1000}, {"model": "resnet56"}, {"seed": 1}):
+        other = {"dense": record("baseline", 20.0, **change), "column": RECORDS["right"]}
+        assert trials_table(other).set_index("trial")["above_dense"].isna().to_dict() == {"dense": False, "column": True}
+    both = {**RECORDS, "other": record("baseline", 20.0, weight_decay=0.0005)}
+    assert trials_table(both).set_index("trial")["above_dense"]["right"] == 3.0
+    with pytest.raises(ConfigError, match="runs dense, again differ by neither"):
+        trials_table({**RECORDS, "again": record("baseline", 20.0)})
+
+
+def test_each_network_on_each_data_set_has_its_own_choice():
+    more = {"dense100": record("baseline", 70.0, dataset="cifar100")}
+    more["column100"] = record("psp_weight_decay", 71.0, decay=0.003, pruned=0.9, dataset="cifar100")
+    assert set(chosen(trials_table({**RECORDS, **more}), epochs=3)["trial"]) == {"right", "column100"}
 
 
 def test_a_trial_that_was_judged_by_test_images_is_refused():

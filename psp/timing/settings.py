@@ -23,7 +23,7 @@ class TimingConfig:
         runs: names of runs of the profile, whose masks are timed.
         model, skip: a network and its layers that stay whole, for random masks.
         structures, sparsities: its random masks, one network for each pair.
-        random_batch: the batch size at which these are timed.
+        random_batch: the batch size at which these are timed, and at which tables compare all networks.
     """
 
     batches: tuple
@@ -40,6 +40,11 @@ class TimingConfig:
         for batch in (*self.batches, self.random_batch):
             if not isinstance(batch, int) or batch < 1:
                 raise ConfigError(f"timing.batches and random_batch are whole numbers of at least 1, got {batch!r}")
+        if self.runs and self.random_batch not in self.batches:
+            raise ConfigError(
+                f"timing.random_batch {self.random_batch} must be one of timing.batches "
+                f"{', '.join(map(str, self.batches))}: tables compare all networks at it"
+            )
         for name, known in (("backends", BACKENDS), ("precisions", PRECISIONS)):
             for value in getattr(self, name):
                 if value not in known:
