@@ -6,6 +6,7 @@ file's sections `cifar` and `ilsvrc` are profiles of their own with the same ent
 `<name>/ilsvrc`: their data may be missing without harm to the rest, and their results lie in folders of their own.
 """
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,12 +69,16 @@ class Profile:
         return self.runs[run]
 
     def title(self):
-        """What every figure and table says on its face: profile, network, data, schedule, seeds."""
+        """What every figure and table says on its face: profile, network, data, schedule, seeds.
+
+        "up to" so many seeds, where not all settings have as many.
+        """
         shared = {key: sorted({getattr(c, key) for c in self.runs.values()}) for key in ("model", "dataset", "epochs")}
         shared["dataset"] = [DATA_TITLES.get(name, name) for name in shared["dataset"]]
         model, dataset, epochs = (" / ".join(map(str, values)) for values in shared.values())
-        seeds = len({config.seed for config in self.runs.values()})
-        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds} seed{'s' * (seeds > 1)}"
+        counts = Counter(replace(config, seed=0) for config in self.runs.values()).values()
+        seeds = f"{'up to ' * (min(counts) < max(counts))}{max(counts)} seed{'s' * (max(counts) > 1)}"
+        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds}"
 
 
 def profile_path(name):

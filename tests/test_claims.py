@@ -203,6 +203,13 @@ def test_a_figure_shows_only_the_runs_of_its_kind():
     assert list(both.only(structure="column", seed=1).runs) == ["c"]
 
 
+def test_a_title_says_up_to_how_many_seeds_a_setting_has():
+    runs = {f"{decay}-{seed}": RunConfig(structure_decay=decay, seed=seed) for decay in (0.1, 0.2) for seed in (0, 1)}
+    assert Profile("small", runs, None).title().endswith(", 2 seeds")
+    del runs["0.2-1"]
+    assert Profile("small", runs, None).title().endswith(", up to 2 seeds")
+
+
 def test_tables_are_written_in_full_and_for_reading(tmp_path):
     table = pd.DataFrame({"network": ["a"], "error": [7.123456], "spread": [float("nan")]})
     text = write_table(table, tmp_path / "t" / "x", "# Title", {"error": "{:.2f}"})
