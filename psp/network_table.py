@@ -14,9 +14,16 @@ from psp.tables import SERIES, check_seeds, read_records, setting
 from psp.timing.settings import NO_GPU
 from psp.timing.tables import summary_table
 
+
+def _mean_of_all(values):
+    """Missing where one of them is."""
+    return values.mean(skipna=False)
+
+
 SETTING = [*KEYS, "method", "setting"]
 ERRORS = {"top1_error_pct": ("top1_error_pct", "mean"), "top1_error_sd": ("top1_error_pct", "std")}
-ERRORS["top5_error_pct"] = ("top5_error_pct", lambda errors: errors.mean(skipna=False))  # not in every record
+ERRORS |= {"above_dense": ("above_dense", _mean_of_all), "above_dense_sd": ("above_dense", "std")}
+ERRORS["top5_error_pct"] = ("top5_error_pct", _mean_of_all)  # not in every record
 TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "gpu_speed_up"]
 COLUMNS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
 
@@ -43,11 +50,13 @@ def network_table(records, cpu, gpu, batch):
         cpu, gpu: timing records; the GPU's may say that there was none.
         batch: at which the speed-ups hold.
 
-    Errors are means over seeds, `…_sd` their sample standard deviation. Parameters, multiply-accumulates and speed-ups
-    are those of the timed runs. Raises ConfigError for two runs of one setting and one seed.
+    Errors are means over seeds, `…_sd` their sample standard deviation; `above_dense` is the difference to the dense
+    network of the same seed, in points, missing unless every seed has one. Parameters, multiply-accumulates and
+    speed-ups are those of the timed runs. Raises ConfigError for two runs of one setting and one seed.
     """
     runs = pd.DataFrame([_row(run, record) for run, record in records.items()])
     check_seeds(runs, SETTING)
+    runs = _with_dense_errors(runs)
     runs = runs.join(_timed(cpu, gpu, batch), on="run").join(_dense_costs(cpu), on="run")
     is_dense, timed = runs["structure"] == DENSE, runs["cpu_speed_up"].notna()
     for column in ("params", "macs"):
@@ -80,6 +89,14 @@ def _row(run, record):
         "top1_error_pct": record["test_error_pct"],
         "top5_error_pct": record.get("test_top5_error_pct", float("nan")),
     }
+
+
+def _with_dense_errors(runs):
+    """`above_dense`: error minus that of the dense network on the same data with the same seed; missing without one."""
+    key = ["dataset", "network", "seed"]
+    dense = runs[runs["structure"] == DENSE].set_index(key)["top1_error_pct"].rename("dense")
+    runs = runs.join(dense, on=key)
+    return runs.assign(above_dense=runs["top1_error_pct"] - runs["dense"]).drop(columns="dense")
 
 
 def _timed(cpu, gpu, batch):

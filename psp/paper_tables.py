@@ -86,8 +86,8 @@ def _row(cells, where):
     names = [*KEYS, *COMPARED]
     if len(cells) != len(names):
         raise ConfigError(
-            f"{where} has {len(cells)} cells, expected {len(names)}; write numbers without commas and leave cells empty "
-            "that are not known"
+            f"{where} has {len(cells)} cells, expected {len(names)}; write numbers without commas and leave cells that "
+            "are not known empty"
         )
     row = dict(zip(names, cells, strict=True))
     for name, known in (("dataset", DATASETS), ("structure", STRUCTURES)):
@@ -105,10 +105,7 @@ def _number(cell, name, where):
         value = float(cell)
     except ValueError:
         value = float("nan")
-    if name in PERCENT:
-        good = 1 <= value <= 100
-    else:
-        good = value >= 1000 and value.is_integer()
+    good = 1 <= value <= 100 if name in PERCENT else value >= 1000 and value.is_integer()
     if not good:
         raise ConfigError(f"{where}: {name} is {cell!r}, expected {wanted}")
     return value

@@ -31,7 +31,7 @@ def setting(config):
 
 
 def check_seeds(runs, settings):
-    """Raise ConfigError for two rows of `runs` with the same settings and seed: means over seeds would count it twice."""
+    """Raise ConfigError for two rows of `runs` with the same settings and seed, which a mean over seeds would pool."""
     twice = runs[runs.duplicated([*settings, "seed"], keep=False)]
     if len(twice):
         raise ConfigError(

@@ -53,6 +53,7 @@ def test_errors_are_means_over_seeds_and_costs_those_of_the_extracted_network():
     assert (dense["seeds"], dense["top1_error_pct"], dense["top5_error_pct"]) == (2, 21.0, pytest.approx(2.1))
     assert dense["top1_error_sd"] == pytest.approx(2**0.5)
     assert pd.isna(column["top1_error_sd"])
+    assert (dense["above_dense"], column["above_dense"]) == (0.0, 3.0), "of the same seed, not of the mean"
     assert (dense["params"], dense["macs"]) == (1000, 800)
     assert (column["params"], column["macs"], column["mac_reduction"]) == (300, 200, 4.0)
     assert (column["cpu_speed_up"], column["cpu_realised"]) == (2.0, 0.5)
@@ -80,10 +81,18 @@ def test_a_timed_setting_has_all_of_its_seeds_and_others_of_the_sweep_no_row():
     ]
     dense, column, other = (table.loc[i] for i in range(3))
     assert (column["top1_error_pct"], column["structures_pruned_pct"]) == (24.0, 65.0)
+    assert (column["above_dense"], column["above_dense_sd"]) == (3.0, 0.0)
     assert (column["params"], column["cpu_speed_up"]) == (300, 2.0), "of the timed run alone"
     assert pd.isna(column["top5_error_pct"]), "not of all seeds"
     assert dense["params"] == 1000
     assert pd.isna(other["params"]), "nothing on these data was timed"
+
+
+def test_a_seed_without_its_dense_network_leaves_the_difference_open():
+    alone = {**RECORDS, "column-s2": record("psp_weight_decay", 2, 25.0, sparsity=0.6)}
+    table = network_table(alone, timing_record("column-s0"), NO_RECORD, 64).set_index("structure")
+    assert table.loc["column", "top1_error_pct"] == 24.0
+    assert pd.isna(table.loc["column", "above_dense"])
 
 
 def test_the_rows_of_the_main_profile_stand_before_those_of_its_section(tmp_path, monkeypatch):
