@@ -10,7 +10,7 @@ import json
 import pandas as pd
 
 from psp.paper_tables import DENSE, KEYS
-from psp.tables import SERIES, check_seeds, read_records, setting
+from psp.tables import SERIES, above_dense, check_seeds, read_records, setting
 from psp.timing.settings import NO_GPU
 from psp.timing.tables import summary_table
 
@@ -56,9 +56,10 @@ def network_table(records, cpu, gpu, batch):
     """
     runs = pd.DataFrame([_row(run, record) for run, record in records.items()])
     check_seeds(runs, SETTING)
-    runs = _with_dense_errors(runs)
+    is_dense = runs["structure"] == DENSE
+    runs["above_dense"] = above_dense(runs, runs[is_dense], "top1_error_pct", ["dataset", "network", "seed"])
     runs = runs.join(_timed(cpu, gpu, batch), on="run").join(_dense_costs(cpu), on="run")
-    is_dense, timed = runs["structure"] == DENSE, runs["cpu_speed_up"].notna()
+    timed = runs["cpu_speed_up"].notna()
     for column in ("params", "macs"):
         known = runs.groupby(["dataset", "network"])[f"dense_{column}"].transform("first")
         runs[column] = runs[column].where(~is_dense, known)
@@ -89,14 +90,6 @@ def _row(run, record):
         "top1_error_pct": record["test_error_pct"],
         "top5_error_pct": record.get("test_top5_error_pct", float("nan")),
     }
-
-
-def _with_dense_errors(runs):
-    """`above_dense`: error minus that of the dense network on the same data with the same seed; missing without one."""
-    key = ["dataset", "network", "seed"]
-    dense = runs[runs["structure"] == DENSE].set_index(key)["top1_error_pct"].rename("dense")
-    runs = runs.join(dense, on=key)
-    return runs.assign(above_dense=runs["top1_error_pct"] - runs["dense"]).drop(columns="dense")
 
 
 def _timed(cpu, gpu, batch):

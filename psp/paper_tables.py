@@ -54,8 +54,7 @@ def beside_the_paper(ours, paper):
     Columns are `KEYS`, our `setting`, and `paper_…` and `difference_…` of all `COMPARED`: in points for errors.
     """
     table = ours[[*KEYS, "setting", *COMPARED]].merge(paper, on=KEYS, how="left", suffixes=("", "_paper"))
-    more = paper.merge(ours[KEYS].drop_duplicates(), on=KEYS, how="left", indicator=True)
-    more = more[more.pop("_merge") == "left_only"]
+    more = paper[~paper.set_index(KEYS).index.isin(ours.set_index(KEYS).index)]
     rows = [_compared(row) for _, row in table.iterrows()]
     rows += [_paper_alone(row) for _, row in more.iterrows()]
     return pd.DataFrame(rows, columns=[*KEYS, "setting", *(f"{w}_{c}" for c in COMPARED for w in WHOSE)])

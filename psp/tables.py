@@ -36,8 +36,14 @@ def check_seeds(runs, settings):
     if len(twice):
         raise ConfigError(
             f"runs {', '.join(twice['run'])} differ by neither what a table calls their setting nor their seed; "
-            "leave all but one out of the profile"
+            "leave all but one out"
         )
+
+
+def above_dense(runs, dense, error, key):
+    """Points of `error` by which each of `runs` lies above the row of `dense` with the same `key`; NaN without one."""
+    known = dense.set_index(key)[error].rename("dense")
+    return runs[error] - runs.join(known, on=key)["dense"]
 
 
 def figure_2_table(records):
@@ -75,8 +81,8 @@ def figure_3_runs(records):
     """
     runs = pd.DataFrame([_run_row(run, record) for run, record in records.items()])
     check_seeds(runs, POINT)
-    dense = runs[runs["series"] == "baseline"].set_index("seed")["test_error_pct"]
-    return runs.assign(above_baseline=runs["test_error_pct"] - runs["seed"].map(dense).astype(float))
+    dense = runs[runs["series"] == "baseline"]
+    return runs.assign(above_baseline=above_dense(runs, dense, "test_error_pct", ["seed"]))
 
 
 def _run_row(run, record):

@@ -6,25 +6,23 @@ The test set has no part in it: a trial trains without `holdout` images of the t
 import pandas as pd
 
 from psp.errors import ConfigError
-from psp.tables import SERIES, check_seeds, setting
+from psp.tables import SERIES, above_dense, check_seeds, setting
 
-TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout", "seed"]
-SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with have in common
+TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
+SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
 COST = 3.0  # points of held-out error that pruning may cost; fixed before the trials
 
 
 def trials_table(records):
     """One row for each trial, {name: record}: settings, share pruned, final-epoch error on the held-out images.
 
-    `above_dense` is that error minus the dense trial's of the same `SCHEDULE`, in points; missing without one.
-    Raises ConfigError for a record without held-out images and for two dense trials of one schedule.
+    `above_dense` is that error minus the dense trial's of the same `SCHEDULE` and seed, in points; missing without one.
+    Raises ConfigError for a record without held-out images and for two dense trials of one schedule and seed.
     """
     table = pd.DataFrame([_row(name, record) for name, record in records.items()])
     dense = table[table["method"] == SERIES["baseline"]]
     check_seeds(dense.rename(columns={"trial": "run"}), SCHEDULE)
-    dense = dense.set_index(SCHEDULE)["held_out_error_pct"].rename("dense")
-    table = table.join(dense, on=SCHEDULE)
-    return table.assign(above_dense=table["held_out_error_pct"] - table["dense"]).drop(columns="dense")
+    return table.assign(above_dense=above_dense(table, dense, "held_out_error_pct", [*SCHEDULE, "seed"]))
 
 
 def chosen(table, epochs):
@@ -47,7 +45,7 @@ def _row(name, record):
         "network": config["model"],
         "method": SERIES[config["method"]],
         "structure": config["structure"],
-        **{name: config[name] for name in TRAINED},
+        **{name: config[name] for name in (*TRAINED, "seed")},
         "setting": setting(config),
         "threshold": config["threshold"],
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
