@@ -31,9 +31,14 @@ def choose_structures(model, structure, skip=()):
         ConfigError: an unknown structure; a pattern that matches no layer, or none that later patterns leave to it;
             no layer left; a layer without a bypass that would get structure "layer"; a layer without a shape yet.
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
-    skip = (skip,) if isinstance(skip, str) else skip
+    skip = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    for pattern in (*rules, *skip):
+        if not isinstance(pattern, str):
+            raise ConfigError(f"layers are chosen by names or patterns, such as 'layer1.*', got {pattern!r}")
     for wanted in rules.values():
         if wanted is not None:
             check_structure(wanted)
@@ -49,7 +54,10 @@ def choose_structures(model, structure, skip=()):
     chosen = {name: rules[p[0]] for name, p in deciding.items() if p and not any(fnmatchcase(name, s) for s in skip)}
     chosen = {name: wanted for name, wanted in chosen.items() if wanted is not None}
     if not chosen:
-        raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
+        raise ConfigError(
+            f"no convolution or linear layer left to parameterize in {type(model).__name__} by structure={structure!r} "
+            f"and skip={skip!r}"
+        )
     check_initialized(model, chosen)
     check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])
     return chosen

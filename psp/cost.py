@@ -1,12 +1,13 @@
 """Parameters and multiply-accumulates of a network, without what is pruned."""
 
+from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psp.parameterize import parametrizations, sparsity, structure_parameters, weight_shape
+from psp.parameterize import holders, parametrizations, sparsity, structure_parameters, weight_shape
 
 
 class Cost(NamedTuple):
@@ -17,7 +18,7 @@ class Cost(NamedTuple):
 
 
 def cost(model, example_input):
-    """`Cost` of `model` on `example_input`; for the usual count per image give it one image.
+    """`Cost` of `model` on `example_input`, a tensor or a tuple of arguments; for the usual count give it one image.
 
     Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention
     and other matrix products; normalization, activations and additions are not counted. In a parameterized
@@ -44,17 +45,20 @@ def cost(model, example_input):
 
     hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
     with hooked(hooks), evaluation_mode(model), countable(), FlopCounterMode(display=False) as counter:
-        model(example_input)
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
 
 
 def zeroed_parameters(model):
-    """How many weights are zeroed; one that several layers share, only where all of them zero it."""
-    kept = {}
+    """How many weights are zeroed; one that several modules share, only where all of them zero it."""
+    kept, zeroing, holding = {}, Counter(), holders(model)
     for layer, pruner in parametrizations(model).values():
         weights = tuple(id(p) for p in layer.parametrizations.weight.parameters(recurse=False))
         kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
-    return sum(mask.numel() - int(mask.sum()) for mask in kept.values())
+        zeroing[weights] += 1
+    gone = {weights: mask.numel() - int(mask.sum()) for weights, mask in kept.items()}
+    return sum(count for weights, count in gone.items() if zeroing[weights] == holding[weights[0]])
 
 
 @contextmanager

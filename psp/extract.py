@@ -19,12 +19,19 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
-from psp.extraction.graph import Shapes, find_flattens, fold_batchnorm_, make_pure, trace
+from psp.extraction.graph import find_flattens, find_shapes, fold_batchnorm_, make_pure, trace
 from psp.extraction.kinds import classify
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
 from psp.parameterize import fold, parametrizations
 
+# What wraps a network, and the attribute that is the network itself.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+}
 # In float64, relative to the largest output: rounding alone, after a hundred layers.
 TOLERANCE = 1e-9
 
@@ -38,23 +45,24 @@ def extract(model, example_input):
     Args:
         model: a parameterized network in evaluation mode, of any architecture that torch.fx can trace. Operations that
             are not known here keep all their inputs and outputs.
-        example_input: a tensor N×channels×height×width, or a tuple of the arguments of `forward`. The new network is
-            for images of any size and batches of any length that `model` takes.
+        example_input: a tensor N×channels×height×width, or a tuple of the first arguments of `forward`, of which others
+            are held at their defaults. The new network is for images of any size and batches of any length that
+            `model` takes.
 
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`.
 
     Raises:
-        ExtractError: the model is not parameterized or in training mode, the example does not fit it (the layer is
-            named), its outputs are not finite, or the network has something in it that cannot be made smaller with
-            exactly the same outputs.
+        ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
+            forward hooks or weights of several types; the example does not fit it (the layer is named), its outputs are
+            not finite, or the network has something in it that cannot be made smaller with exactly the same outputs.
     """
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
-    network = trace(masked)
-    Shapes(network).run(*(x.clone() for x in inputs))  # a forward may write into its input
+    network = trace(masked, len(inputs))
+    find_shapes(network, inputs)
     shown = inputs, beside(inputs)
-    expected = [masked(*(x.clone() for x in values)) for values in shown]
+    expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
     fold_batchnorm_(network)
@@ -76,6 +84,7 @@ def fold_batchnorm(model):
     What a dense network is to be compared with: evaluation-mode batch normalization costs nothing there either.
     `model`, in evaluation mode, parameterized or not, stays as it is. Returns a torch.fx.GraphModule.
     """
+    check_plain(model)
     check_evaluation(model)
     network = trace(fold(copy.deepcopy(model)))
     fold_batchnorm_(network)
@@ -83,21 +92,45 @@ def fold_batchnorm(model):
 
 
 def check(model):
-    """Raise ExtractError unless `model` is parameterized and in evaluation mode."""
+    """Raise ExtractError unless `model` is a parameterized network of one type that can be looked into."""
+    check_plain(model)
     if not parametrizations(model):
         raise ExtractError(
             f"{type(model).__name__} has no parameterized layer, so nothing in it is pruned; call "
             "psp.parameterize(model) and train it first, and do not call psp.fold before psp.extract"
         )
     check_evaluation(model)
+    kinds = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            kinds.setdefault(parameter.dtype, name.partition(".parametrizations.")[0])
+    if len(kinds) > 1:
+        named = ", ".join(f"{name!r} in {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
+        raise ExtractError(f"the weights are of several types: {named}; bring them to one, as by model.float(), first")
+
+
+def check_plain(model):
+    """Raise ExtractError, naming what is in the way, for a wrapped network and for one with forward hooks."""
+    inner = next((name for kind, name in WRAPPERS.items() if type(model).__name__ == kind), None)
+    if inner:
+        raise ExtractError(f"{type(model).__name__} wraps the network: give model.{inner} instead")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ExtractError(
+                f"{_named(name, model)} has a forward hook, which a new network would not have; remove it first, by "
+                "handle.remove() or, if torch put it there, as torch.nn.utils.remove_spectral_norm does"
+            )
 
 
 def check_evaluation(model):
     """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
     for name, module in model.named_modules():
         if module.training and "parametrizations" not in name.split("."):  # their mode changes nothing
-            where = f"module {name!r} of {type(model).__name__}" if name else type(model).__name__
-            raise ExtractError(f"{where} is in training mode; call model.eval() first")
+            raise ExtractError(f"{_named(name, model)} is in training mode; call model.eval() first")
+
+
+def _named(name, model):
+    return f"module {name!r} of {type(model).__name__}" if name else type(model).__name__
 
 
 def as_inputs(example_input):

@@ -30,4 +30,5 @@ def before_step(model, config, step, steps):
 def groups(model, config):
     """Optimizer groups of a run: λ_w on weights, λ as ℓ1 or as weight decay on α."""
     regularizer = "l1" if config.method == "psp_l1" else "weight_decay"
-    return param_groups(model, config.weight_decay, config.structure_decay, regularizer)
+    structure_decay = config.structure_decay if config.method.startswith("psp") else 0.0
+    return param_groups(model, config.weight_decay, structure_decay, regularizer)

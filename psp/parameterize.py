@@ -10,6 +10,9 @@ the two gradients the paper prints is not available to us, nor are ε and the in
 by experiment (see README).
 """
 
+import math
+from collections import Counter
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -38,7 +41,7 @@ class ThresholdedScale(nn.Module):
 
     def kept(self):
         """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
-        return self.alpha.detach().abs() >= self.threshold
+        return (self.alpha.detach().abs() < self.threshold).logical_not()  # NaN is not pruned
 
     def forward(self, weight):
         nu = torch.where(self.kept(), self.alpha, 0.0)
@@ -91,10 +94,13 @@ def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip
 
 
 def check_threshold(threshold, init):
-    """Raise ConfigError unless 0 ≤ ε ≤ |init|."""
-    if not threshold >= 0:
+    """Raise ConfigError unless 0 ≤ ε ≤ |init| < ∞."""
+    for name, value in (("threshold (ε)", threshold), ("init α", init)):
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    if threshold < 0:
         raise ConfigError(f"threshold (ε) must be at least 0, got {threshold}")
-    if not abs(init) >= threshold:
+    if abs(init) < threshold:
         raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
 
 
@@ -115,6 +121,11 @@ def attach(model, structure, skip, make_parametrization):
     for name, layer in layers.items():
         if _pruner(layer) is not None:
             raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
+        if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
+            raise ConfigError(
+                f"the weight of layer {name!r} is no parameter, as after torch.nn.utils.weight_norm, spectral_norm or "
+                "prune; use those of torch.nn.utils.parametrizations, remove it (prune.remove), or skip the layer"
+            )
     made = {name: _made(name, layer, chosen[name], make_parametrization) for name, layer in layers.items()}
     for name, layer in layers.items():
         parametrize.register_parametrization(layer, "weight", made[name])
@@ -166,12 +177,24 @@ def sparsity(model):
 def fold(model):
     """Write w · ν(α) into the plain weights and drop the parametrization, in place; returns `model`.
 
-    Outputs stay the same. Other parametrizations on the same weight are folded with it.
+    Outputs stay the same. Other parametrizations on the same weight are folded with it; a weight that several modules
+    of the model share becomes each one's own.
     """
+    holding = holders(model)
     for layer, _ in parametrizations(model).values():
         _own_class(layer)
+        originals = layer.parametrizations.weight
+        for name, weight in list(originals.named_parameters(recurse=False)):
+            if holding[id(weight)] > 1:  # torch writes the new weight into it
+                setattr(originals, name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return model
+
+
+def holders(model):
+    """By the id of a parameter, how many modules of `model` hold it."""
+    held = (module.parameters(recurse=False) for module in model.modules())
+    return Counter(id(parameter) for parameters in held for parameter in parameters)
 
 
 def _pruner(layer):

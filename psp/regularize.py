@@ -10,19 +10,25 @@ torch.optim.SGD with momentum μ and weight_decay λ on α. PyTorch keeps the bu
 step, follow equation (6) up to that factor, which is close to 1. For ℓ1 the last term is λ η sign(α_i).
 """
 
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+import math
+from numbers import Real
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from psp.errors import ConfigError
 from psp.parameterize import structure_parameters
 
 REGULARIZERS = ("weight_decay", "l1")
+# A LayerNorm over several axes has parameters of as many.
+NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weight_decay"):
     """Parameter groups for any torch optimizer: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
 
     Args:
-        model: a module, parameterized or not.
+        model: a module, parameterized or, with structure_decay 0, not.
         weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes); biases and normalization have none.
         structure_decay: λ ≥ 0 on α.
         regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
@@ -34,16 +40,18 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
     """
     if regularizer not in REGULARIZERS:
         raise ConfigError(f"unknown regularizer {regularizer!r}; choose one of {', '.join(REGULARIZERS)}")
-    if weight_decay < 0 or structure_decay < 0:
-        raise ConfigError(
-            f"decay must be at least 0, got weight_decay={weight_decay}, structure_decay={structure_decay}"
-        )
+    for name, decay in (("weight_decay", weight_decay), ("structure_decay", structure_decay)):
+        if not isinstance(decay, Real) or not 0 <= decay < math.inf:
+            raise ConfigError(f"decay must be at least 0, and finite, got {name}={decay!r}")
     alphas = list(structure_parameters(model).values())
+    if structure_decay and not alphas:
+        raise ConfigError(f"structure_decay={structure_decay} has no α to act on; call psp.parameterize(model) first")
     ids = {id(alpha) for alpha in alphas}
+    normal = {id(p) for module in model.modules() if isinstance(module, NORMALIZATIONS) for p in module.parameters()}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim > 1 and id(p) not in normal], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1 or id(p) in normal], "weight_decay": 0.0},
         {"params": alphas, "weight_decay": 0.0, "psp_l1": 0.0},
     ]
     groups[-1]["psp_l1" if regularizer == "l1" else "weight_decay"] = structure_decay
@@ -52,6 +60,8 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
 
 def _add_l1_gradient(optimizer, args, kwargs):
     """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
+    if isinstance(getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer: the inner one steps, too
+        return
     asking = [group for group in optimizer.param_groups if group.get("psp_l1", 0.0)]
     if asking and any((*args[1:], *kwargs.values())):
         raise ConfigError("regularizer 'l1' cannot be added within optimizer.step(closure); call backward, then step()")

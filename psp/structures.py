@@ -44,5 +44,5 @@ def is_one_structure(weight_shape, structure):
 
 def check_structure(structure):
     """Raise ConfigError, naming the known ones, unless `structure` is a known granularity."""
-    if structure not in ALPHA_SHAPE:
+    if not isinstance(structure, str) or structure not in ALPHA_SHAPE:
         raise ConfigError(f"unknown structure {structure!r}; choose one of {', '.join(ALPHA_SHAPE)}")

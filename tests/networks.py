@@ -23,6 +23,19 @@ def network(name):
     return randomize(net).eval(), torch.randn(2, 3, side, side)
 
 
+class Call(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function, **modules):
+        super().__init__()
+        self.function = function
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+    def forward(self, x):
+        return self.function(self, x) if self.function.__code__.co_argcount == 2 else self.function(x)
+
+
 @torch.no_grad()
 def randomize(net):
     """Give batch normalization statistics and parameters under which a pruned channel is a constant other than 0."""

@@ -149,3 +149,26 @@ def test_weight_norm_below_structures():
     assert psp.sparsity(net) == (0.25, 0.25, {"0": (0.25, 0.25, 4)})
     assert psp.cost(net, torch.zeros(1, 4)) == (3 + 12 - 3, 9)
     prune_by_norm(attach_norm_masks(nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 3)))), 0.5)
+
+
+def test_several_arguments_which_stay_as_they_are():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, y):
+            return self.fc(x.relu_() + y)
+
+    x = -torch.ones(2, 4)
+    assert psp.cost(Two(), (x, torch.ones(2, 4))) == (15, 24)
+    assert torch.equal(x, -torch.ones(2, 4))
+
+
+def test_a_weight_that_a_layer_without_parameters_shares_is_not_gone():
+    net = nn.ModuleDict({"a": nn.Linear(4, 4, bias=False), "b": nn.Linear(4, 4, bias=False)})
+    net["b"].weight = net["a"].weight
+    net.forward = lambda x: net["b"](net["a"](x))
+    psp.parameterize(net, skip=["b"])
+    psp.structure_parameters(net)["a"].data[0, :2] = 0.0
+    assert psp.cost(net, torch.randn(1, 4)) == (16, 8 + 16)

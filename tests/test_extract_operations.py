@@ -4,7 +4,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from networks import difference, prune_channels, randomize, size
+from networks import Call, difference, prune_channels, randomize, size
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,19 +26,6 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.last(self.between(self.bn1(self.conv1(x))))
-
-
-class Call(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function, **modules):
-        super().__init__()
-        self.function = function
-        for name, module in modules.items():
-            setattr(self, name, module)
-
-    def forward(self, x):
-        return self.function(self, x) if self.function.__code__.co_argcount == 2 else self.function(x)
 
 
 def pruned(net, layer="conv1", channels=(1, 2, 5)):

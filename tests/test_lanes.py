@@ -331,3 +331,19 @@ def test_networks_that_are_not_ready_are_refused():
         psp.freeze(psp.parameterize(net.eval(), "channel"), x)
     with pytest.raises(KernelError):
         psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(1, 2)).eval(), x)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (2, 16, 16), (3, 8, 8)])
+def test_images_that_the_network_does_not_take(shape):
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 4)
+    with pytest.raises(KernelError, match=r"layer '[03]' fails on the example"):
+        psp.freeze(nn.Sequential(*layers).eval(), torch.randn(2, *shape))
+
+
+def test_what_is_no_plain_network_is_refused():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 6, 6)
+    with pytest.raises(KernelError, match=r"images must be a tensor N×C×H×W, got tuple"):
+        psp.freeze(net, (x,))
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(KernelError, match="module '0' of Sequential has a forward hook"):
+        psp.freeze(net, x)

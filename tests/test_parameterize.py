@@ -186,12 +186,19 @@ def test_skip_patterns():
     ("arguments", "message"),
     [
         ({"threshold": -0.1}, "threshold .* at least 0, got -0.1"),
-        ({"threshold": float("nan")}, "threshold .* at least 0, got nan"),
+        ({"threshold": float("nan")}, r"threshold \(ε\) must be a finite number, got nan"),
+        ({"threshold": "0.1"}, r"threshold \(ε\) must be a finite number, got '0.1'"),
+        ({"init": math.inf}, "init α must be a finite number, got inf"),
         ({"init": 0.05, "threshold": 0.1}, "init α = 0.05 lies below the threshold"),
         ({"gradient": "sum"}, "unknown gradient 'sum'; choose one of exact, summed"),
         ({"structure": "filter"}, "unknown structure 'filter'"),
         ({"skip": ("fc",)}, "skip pattern 'fc' matches no layer; the layers are: 0, 2, 4"),
-        ({"skip": ("*",)}, "no convolution or linear layer left"),
+        ({"structure": ["column"]}, r"unknown structure \['column'\]; choose one of"),
+        ({"structure": {0: "column"}}, "layers are chosen by names or patterns, such as 'layer1.*', got 0"),
+        ({"skip": [0]}, "layers are chosen by names or patterns, such as 'layer1.*', got 0"),
+        ({"skip": ("*",)}, r"no convolution or linear layer left .* and skip=\('\*',\)"),
+        ({"structure": {}}, r"no convolution or linear layer left .* by structure=\{\}"),
+        ({"structure": None}, "no convolution or linear layer left .* by structure=None"),
     ],
 )
 def test_bad_arguments_leave_the_model_alone(arguments, message):
@@ -234,3 +241,52 @@ def test_training_one_step_matches_an_explicit_product():
     torch.testing.assert_close(net[0].parametrizations.weight.original, weight)
     torch.testing.assert_close(psp.structure_parameters(net)["0"], alpha)
     assert math.isfinite(alpha.sum().item())
+
+
+def test_what_is_no_network():
+    with pytest.raises(ConfigError, match=r"a network is an nn\.Module, got 'resnet20'"):
+        psp.parameterize("resnet20")
+
+
+@pytest.mark.parametrize("disguise", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore")
+def test_a_weight_that_is_no_parameter_is_named_before_any_layer_is_touched(disguise):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), disguise(nn.Conv2d(4, 4, 3)))
+    with pytest.raises(ConfigError, match=r"the weight of layer '1' is no parameter.*or skip the layer"):
+        psp.parameterize(net)
+    assert not psp.structure_parameters(net)
+    psp.parameterize(net, skip=["1"])
+
+
+def test_nan_is_not_pruned():
+    """A run that has diverged does not look like one that has pruned."""
+    net = psp.parameterize(nn.Sequential(nn.Linear(4, 2)))
+    psp.structure_parameters(net)["0"].data[0, 0] = math.nan
+    assert psp.sparsity(net).structures == 0
+    assert net(torch.zeros(1, 4)).isnan().all()
+
+
+class Tied(nn.Module):
+    """Two linear layers and an embedding that share one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.a, self.b = nn.Embedding(6, 6), nn.Linear(6, 6), nn.Linear(6, 6, bias=False)
+        self.a.weight = self.b.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.b(self.a(self.embed(x)).relu())
+
+
+@pytest.mark.parametrize("skip", [(), ("a",), ("b",)])
+def test_modules_that_share_a_weight(skip):
+    net = psp.parameterize(Tied(), "column", skip=skip).eval()
+    for i, alpha in enumerate(psp.structure_parameters(net).values()):
+        alpha.data = 1.5 - i + torch.zeros_like(alpha)
+        alpha.data[0, i : i + 3] = 0.0
+    x = torch.randint(0, 6, (5, 2))
+    expected = net(x)
+    torch.testing.assert_close(psp.extract(net, x)(x), expected)
+    embedded = net.embed.weight.clone()
+    torch.testing.assert_close(psp.fold(net)(x), expected)
+    assert torch.equal(net.embed.weight, embedded)

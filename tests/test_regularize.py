@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 import psp
 from psp.errors import ConfigError
@@ -104,9 +105,36 @@ def test_a_plain_network_has_no_structure_group():
     assert all("psp_l1" not in group for group in psp.param_groups(psp.create_model("resnet20"), 1e-4))
 
 
+def test_normalization_over_several_axes_has_no_decay():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 6, 6]), nn.GroupNorm(2, 4))
+    weights, plain = psp.param_groups(net, weight_decay=1e-4)
+    assert [p.shape for p in weights["params"]] == [(4, 3, 3, 3)]
+    assert (len(plain["params"]), plain["weight_decay"]) == (5, 0.0)
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="gloo is not in this build")
+def test_l1_is_applied_once_by_an_optimizer_that_steps_through_another(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        net = psp.parameterize(nn.Linear(1, 1, bias=False), "column")
+        groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1")
+        optimizer = ZeroRedundancyOptimizer(groups, torch.optim.SGD, lr=ETA)
+        (alpha,) = psp.structure_parameters(net).values()
+        alpha.grad = torch.zeros_like(alpha)
+        optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert alpha.item() == pytest.approx(1 - ETA * LAMBDA)
+
+
 def test_bad_arguments():
     net, _ = one_alpha()
     with pytest.raises(ConfigError, match="unknown regularizer 'L2'; choose one of weight_decay, l1"):
         psp.param_groups(net, regularizer="L2")
     with pytest.raises(ConfigError, match="decay must be at least 0"):
         psp.param_groups(net, structure_decay=-1e-3)
+    for wrong in (float("nan"), float("inf"), "1e-4"):
+        with pytest.raises(ConfigError, match=f"decay must be at least 0, and finite, got weight_decay={wrong!r}"):
+            psp.param_groups(net, weight_decay=wrong)
+    with pytest.raises(ConfigError, match=r"structure_decay=0.001 has no α to act on; call psp.parameterize"):
+        psp.param_groups(nn.Linear(2, 2), structure_decay=1e-3)

@@ -1,10 +1,12 @@
 """What is known of every channel of every tensor in a network, and which of them anybody reads.
 
-A channel is one index of a tensor's axis 1: a feature map of N×C×H×W, a feature of N×C. Going forward through the
-graph, each is either *live*, or *constant*: one value at every position, for every input. Pruning makes them so: a
-convolution whose weights for an output channel are all zero puts out its bias there, which batch normalization and ReLU
-map to another constant. Going backward, a channel is *wanted* if somebody's weights for it are not all zero.
-What is both live and wanted has to be computed; everything else can go.
+A channel is one index of a tensor's channel axis: a feature map of N×C×H×W, a feature of N×C, or of N×…×C where a
+linear layer works on the last axis, as in transformers. Which axis it is, each operation knows of its output.
+
+Going forward through the graph, each channel is either *live*, or *constant*: one value at every position, for every
+input. Pruning makes them so: a convolution whose weights for an output channel are all zero puts out its bias there,
+which batch normalization and ReLU map to another constant. Going backward, a channel is *wanted* if somebody's weights
+for it are not all zero. What is both live and wanted has to be computed; everything else can go.
 """
 
 from typing import NamedTuple
@@ -42,6 +44,13 @@ class Channels(NamedTuple):
 
 def _one(index, count):
     return torch.arange(count) == index
+
+
+def along_axis(value, node):
+    """One value for each channel of a node's tensor, in the shape that broadcasts along its channel axis."""
+    shape = [1] * len(node.meta["shape"])
+    shape[node.meta["op"].axis] = -1
+    return value.view(shape)
 
 
 def follow(graph):

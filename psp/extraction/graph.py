@@ -8,9 +8,11 @@ tensor, batch normalization goes into the convolution before it, and every resha
 import inspect
 import operator
 from collections import Counter
+from contextlib import suppress
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -20,6 +22,8 @@ BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
+EXAMPLE = "Give an example_input like the network's images in training, N×channels×height×width"
+CASTS = "psp.extract computes in float64: take casts, such as x.float(), out of the network's forward"
 PURE = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
@@ -49,17 +53,19 @@ class Tracer(fx.Tracer):
             raise
 
 
-def trace(model):
+def trace(model, given=None):
     """`model` as an fx.GraphModule that shares its submodules.
 
-    A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation.
+    A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. Where only
+    the first `given` arguments of `forward` are, the others are held at their defaults.
     Raises ExtractError if the code of `model` itself cannot be followed.
     """
-    opaque = set()
+    opaque, held = set(), {} if given is None else _defaults(model, given)
     while True:
         tracer = Tracer(opaque)
         try:
-            return fx.GraphModule(model, tracer.trace(model))
+            graph = _without(tracer.trace(model, dict(held.values()) or None), held)
+            return fx.GraphModule(model, _by_position(graph))
         except Exception as error:
             if tracer.failed is None or tracer.failed in opaque:
                 raise ExtractError(
@@ -67,6 +73,35 @@ def trace(model):
                     "Move the code that depends on the data into a submodule of its own"
                 ) from error
             opaque.add(tracer.failed)
+
+
+def _defaults(model, given):
+    """{place of an argument of `forward`: (name, default)} of those after the first `given` with a plain default."""
+    plain = (bool, int, float, str, type(None))
+    arguments = enumerate(inspect.signature(model.forward).parameters.values())
+    return {i: (a.name, a.default) for i, a in arguments if i >= given and isinstance(a.default, plain)}
+
+
+def _without(graph, held):
+    """`graph` without the arguments at the places `held` and torch.fx's checks of what these are held at."""
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for place in held:
+        _erase(graph, arguments[place])
+    return graph
+
+
+def _erase(graph, node):
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _by_position(graph):
+    """`graph` with layer(input=x) written as layer(x), the one form that the rules know."""
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
+            node.args, node.kwargs = (node.kwargs["input"],), {}
+    return graph
 
 
 def make_pure(network):
@@ -133,8 +168,10 @@ def _is_identity(node, network):
 
 
 def calls(network):
-    """How often each submodule is called, by name."""
-    return Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    """How often each submodule is called, by name; reading one of its tensors without it counts as a call."""
+    count = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    count.update(node.target.rpartition(".")[0] for node in network.graph.nodes if node.op == "get_attr")
+    return count
 
 
 def fold_batchnorm_(network):
@@ -161,21 +198,53 @@ def fold_batchnorm_(network):
     network.recompile()
 
 
-class Shapes(fx.Interpreter):
-    """Runs the network on an example and writes every tensor's shape into its node; None for what is no tensor."""
+def find_shapes(network, inputs):
+    """Run the network on an example and write shapes into its nodes' meta; None for what is no tensor.
 
-    extra_traceback = False  # our messages name the layer
+    "shape" is that of the example and "larger", where the network takes one, that of a batch twice as long, if possible
+    of images twice as large: what has the same length in both does not come from there.
+    """
+    Shapes(network, "shape").run(*(x.clone() for x in inputs))
+    for enlarge in (_twice_as_large, _twice_as_many):
+        with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True) as fake:  # whatever a forward may raise
+            Shapes(network, "larger").run(*(fake.from_tensor(enlarge(x)) for x in inputs))
+            return
+    for node in network.graph.nodes:
+        node.meta["larger"] = node.meta["shape"]
+
+
+def same_shape(*nodes):
+    """Whether nodes have one shape, whatever the length of the batch and the size of the images."""
+    return all(n.meta["shape"] == nodes[0].meta["shape"] and n.meta["larger"] == nodes[0].meta["larger"] for n in nodes)
+
+
+def _twice_as_many(x):
+    return torch.cat([x, x]) if x.ndim else x
+
+
+def _twice_as_large(x):
+    x = _twice_as_many(x)
+    return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+
+
+class Shapes(fx.Interpreter):
+    """Runs the network and writes every tensor's shape into its node, as meta[key]; None for what is no tensor."""
+
+    def __init__(self, network, key):
+        super().__init__(network)
+        self.key = key
+        self.extra_traceback = False  # our messages name the layer
 
     def run_node(self, node):
         try:
             result = super().run_node(node)
         except Exception as error:
             shapes = ", ".join(str(tuple(n.meta["shape"])) for n in node.all_input_nodes if n.meta.get("shape"))
+            remedy = CASTS if "type" in str(error) else EXAMPLE
             raise ExtractError(
-                f"{describe(node)} fails on the example, on input of shape {shapes or 'unknown'} in float64: {error}. "
-                "Give an example_input like the network's images in training, N×channels×height×width"
+                f"{describe(node)} fails on the example, on input of shape {shapes or 'unknown'}: {error}. {remedy}"
             ) from error
-        node.meta["shape"] = result.shape if isinstance(result, torch.Tensor) else None
+        node.meta[self.key] = result.shape if isinstance(result, torch.Tensor) else None
         return result
 
     def call_module(self, target, args, kwargs):
@@ -202,8 +271,11 @@ def find_flattens(network):
             flattens = node.op in ("call_function", "call_method") and node.target in FLATTENS
         if not flattens or not node.args or node.meta["shape"] is None:
             continue
-        before, after = node.args[0].meta["shape"], node.meta["shape"]
-        if before is not None and len(before) > 2 and after == (before[0], before[1:].numel()):
+        if all(_flat(node.args[0].meta[key], node.meta[key]) for key in ("shape", "larger")):
             node.op, node.target, node.args, node.kwargs = "call_function", torch.flatten, (node.args[0], 1), {}
     network.graph.eliminate_dead_code()
     network.recompile()
+
+
+def _flat(before, after):
+    return before is not None and len(before) > 2 and after == (before[0], before[1:].numel())

@@ -6,9 +6,22 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
-from psp.extraction.layers import Weighted
-from psp.extraction.ops import Concatenate, Flatten, Input, Norm, Op, Pad, Pointwise, Product, Sum, Unary, ZeroOnly
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, same_shape
+from psp.extraction.layers import Weighted, channel_axis
+from psp.extraction.ops import (
+    Concatenate,
+    Flatten,
+    Input,
+    Norm,
+    Op,
+    Pad,
+    Pointwise,
+    Product,
+    Sum,
+    Turn,
+    Unary,
+    ZeroOnly,
+)
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -38,6 +51,8 @@ ARGUMENTS = {
 SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
 SUMS |= {operator.sub: torch.sub, torch.sub: torch.sub, "sub": torch.sub}
 PRODUCTS = {operator.mul, torch.mul, "mul"}
+PERMUTATIONS = {torch.permute, torch.movedim, torch.moveaxis, torch.transpose, torch.swapaxes, torch.swapdims}
+PERMUTATIONS |= {function.__name__ for function in PERMUTATIONS}
 ACTIVATION_FUNCTIONS = {
     getattr(space, name) for space in (torch, F, operator) for name in ACTIVATION_NAMES if hasattr(space, name)
 }
@@ -71,11 +86,16 @@ def _module_op(node, module, times):
     kind = type(module)  # a subclass may do something else
     if kind in (*CONVOLUTION, nn.Linear):
         # A layer that is called several times has one weight for several sets of channels: it stays whole.
-        return Weighted(node, module) if times == 1 and axes == module.weight.ndim else Op(node)
-    if kind in BATCHNORM:
-        return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
+        if times > 1 or (kind in CONVOLUTION and axes != module.weight.ndim):
+            return Op(node)
+        _turn(node, channel_axis(node, module))
+        return Weighted(node, module)
     if kind in ACTIVATIONS:
         return Pointwise(node, module)
+    if not _along(node, 1):
+        return Op(node)
+    if kind in BATCHNORM:
+        return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
     if kind in KEEPING and axes == _axes(kind.__name__):
         return Unary(node)
     if kind in AVERAGE_POOLS and axes == _axes(kind.__name__):
@@ -88,15 +108,21 @@ def _module_op(node, module, times):
 
 def _function_op(node):
     target, reads = node.target, [n for n in node.args if isinstance(n, fx.Node)]
-    if target is torch.cat:
+    if target is torch.cat and _along(node, 1):
         return _cat(node)
     if len(reads) == len(node.args) == 2 and not node.kwargs:
-        return _two(node, target, *(n.meta["shape"] for n in reads))
+        return _two(node, target)
     if len(reads) != 1 or len(node.all_input_nodes) != 1:
         return Op(node)
     axes = len(reads[0].meta["shape"])
     if target in ACTIVATION_FUNCTIONS or (node.op == "call_method" and target in ACTIVATION_NAMES):
         return Pointwise(node)
+    if target in PERMUTATIONS:
+        return _permutation(node, axes)
+    if target == "contiguous":
+        return Unary(node)
+    if not _along(node, 1):
+        return Op(node)
     if target in KEEPING_FUNCTIONS and axes == _axes(target.__name__):
         return Unary(node)
     if target in (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d) and axes == _axes(target.__name__):
@@ -110,9 +136,33 @@ def _function_op(node):
         return _pad(node, named["pad"], named.get("mode", "constant"), named.get("value") or 0)
     if target is operator.getitem:
         return Unary(node) if _slices_space(node.args[1]) else Op(node)
-    if target is torch.flatten and node.args[1:] == (1,):
-        return Flatten(node)
-    return Unary(node) if target == "contiguous" else Op(node)
+    return Flatten(node) if target is torch.flatten and node.args[1:] == (1,) else Op(node)
+
+
+def _along(node, axis):
+    """Whether a node reads nothing but tensors with channels along `axis`."""
+    return all(n.meta["op"].axis == axis for n in node.all_input_nodes)
+
+
+def _turn(node, axis):
+    """Have a node read its tensor with channels along `axis`; if they are along another one, all of them are kept."""
+    read = node.args[0]
+    if read.meta["op"].axis != axis:
+        with node.graph.inserting_before(node):
+            turned = node.graph.call_function(torch.positive, (read,))
+        turned.meta = {**read.meta, "op": Turn(turned, axis=axis)}
+        node.replace_input_with(read, turned)
+
+
+def _permutation(node, axes):
+    """Where the axes of batch and channels go; an operation that moves the batch is followed no further."""
+    lengths = torch.Size(range(2, 2 + axes))
+    tried = torch.empty(lengths, device="meta")
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda _: tried)
+    function = node.target if callable(node.target) else getattr(torch.Tensor, node.target)
+    moved = function(*args, **kwargs).shape
+    axis = moved.index(lengths[node.all_input_nodes[0].meta["op"].axis])
+    return Unary(node, axis=axis) if moved[0] == lengths[0] else Op(node)
 
 
 def _axes(name):
@@ -148,13 +198,21 @@ def _cat(node):
     return Concatenate(node) if listed and dim in (1, 1 - len(node.meta["shape"])) else Op(node)
 
 
-def _two(node, target, first, second):
+def _two(node, target):
+    axis = node.args[0].meta["op"].axis
+    if not _along(node, axis):
+        return Op(node)
     # A parameter that is as long as a batch of one is no batch.
-    if target in SUMS and first == second and all(n.op != "get_attr" for n in node.args):
+    if target in SUMS and same_shape(*node.args) and all(n.op != "get_attr" for n in node.args):
         return Sum(node, SUMS[target])
-    if target in PRODUCTS and len(first) == len(second) and first[:2] == second[:2]:
+    if target in PRODUCTS and all(_same_ends(*(n.meta[key] for n in node.args), axis) for key in ("shape", "larger")):
         return Product(node)
     return Op(node)
+
+
+def _same_ends(first, second, axis):
+    """Whether two shapes agree in the batch and the channels."""
+    return len(first) == len(second) and (first[0], first[axis]) == (second[0], second[axis])
 
 
 def _slices_space(index):

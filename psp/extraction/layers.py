@@ -33,7 +33,7 @@ class Weighted(Op):
     has_bias = True
 
     def __init__(self, node, module):
-        super().__init__(node, module)
+        super().__init__(node, module, axis=channel_axis(node, module))
         self.groups = getattr(module, "groups", 1)
         k, c, *kernel = module.weight.shape
         self.weight = module.weight.detach().view(self.groups, k // self.groups, c, -1)
@@ -102,6 +102,11 @@ class Weighted(Op):
         weight = weight.clone()
         weight[:, one] += (gone / channels.value[one]).unsqueeze(1)
         return weight[:, carried], bias
+
+
+def channel_axis(node, module):
+    """The axis of the channels of what a convolution or linear layer reads and puts out."""
+    return len(node.meta["shape"]) - 1 if isinstance(module, nn.Linear) else 1
 
 
 def inside(module):

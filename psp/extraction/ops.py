@@ -10,17 +10,19 @@ import torch
 from torch import fx
 from torch.nn import functional as F
 
-from psp.extraction.channels import Channels
+from psp.extraction.channels import Channels, along_axis
+from psp.extraction.graph import same_shape
 
 
 class Op:
-    """An operation about which nothing is assumed."""
+    """An operation about which nothing is assumed; `axis` is the channel axis of what it puts out."""
 
     has_bias = False
 
-    def __init__(self, node, module=None):
+    def __init__(self, node, module=None, axis=1):
         self.node = node
         self.module = module
+        self.axis = axis
 
     @property
     def shape(self):
@@ -28,7 +30,7 @@ class Op:
 
     def forward(self, known):
         tensor = self.shape is not None and len(self.shape) >= 2
-        return Channels.all_live(self.shape[1]) if tensor else None
+        return Channels.all_live(self.shape[self.axis]) if tensor else None
 
     def backward(self, known, wanted):
         """Pairs (node that is read, mask of its channels)."""
@@ -42,8 +44,18 @@ class Op:
         return builder.copy(self.node, arguments), torch.ones_like(wanted)
 
 
+class Turn(Op):
+    """A tensor as it is, its channels counted along another axis, about which nothing is known."""
+
+    def emit(self, builder, wanted):
+        return builder.whole(self.node.args[0]), torch.ones_like(wanted)
+
+
 class Unary(Op):
     """Maps each channel to the channel of the same index; a constant stays one, of the same value."""
+
+    def __init__(self, node, module=None, axis=None):
+        super().__init__(node, module, node.all_input_nodes[0].meta["op"].axis if axis is None else axis)
 
     @property
     def read(self):
@@ -65,12 +77,11 @@ class Pointwise(Unary):
 
     def forward(self, known):
         live, value = known[self.read]
-        value = self.of_constants(value, len(self.shape))
+        value = self.of_constants(along_axis(value, self.read))
         return Channels.of(live | ~value.isfinite(), value)
 
-    def of_constants(self, value, axes):
+    def of_constants(self, x):
         """The function of a tensor of constants, in float64."""
-        x = value.view(1, -1, *[1] * (axes - 2))
         args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), lambda _: x)
         if self.node.op == "call_module":
             return self.module(*args, **kwargs).flatten()
@@ -180,7 +191,7 @@ class Sum(Op):
     """a + b or a − b of tensors of one shape: a residual sum. Live is what is live in either."""
 
     def __init__(self, node, function):
-        super().__init__(node)
+        super().__init__(node, axis=node.args[0].meta["op"].axis)
         self.function = function
 
     def forward(self, known):
@@ -215,6 +226,9 @@ class Sum(Op):
 class Product(Op):
     """a · b of N×C×… tensors, as of feature maps and a squeeze-and-excitation gate N×C×1×1. A constant 0 wins."""
 
+    def __init__(self, node):
+        super().__init__(node, axis=node.args[0].meta["op"].axis)
+
     def forward(self, known):
         a, b = (known[n] for n in self.node.args)
         zero = (~a.live & (a.value == 0)) | (~b.live & (b.value == 0))
@@ -226,7 +240,7 @@ class Product(Op):
         asked = [(n, mask & known[n].live) for n in self.node.args]
         for i in (0, 1):
             (other, part), whole = asked[1 - i], asked[1 - i][0].op != "get_attr"  # a parameter is of no batch
-            if not asked[i][1].any() and part.any() and whole and other.meta["shape"] == self.shape:
+            if not asked[i][1].any() and part.any() and whole and same_shape(other, self.node):
                 return [(other, part)]
         return [(n, known[n].at_least_one(part)) for n, part in asked]
 

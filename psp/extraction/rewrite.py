@@ -10,29 +10,34 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from psp.extraction.channels import along_axis
+
 # A reader that needs fewer channels than there are selects them if more than this share of them is of no use to it.
 NARROW = 0.2
 
 
 class SelectChannels(nn.Module):
-    """N×C×… to N×C'×…: the channels `index`, in which C and above are `constants`."""
+    """N×C×… to N×C'×…, or N×…×C to N×…×C': the channels `index` of an axis, in which C and above are `constants`."""
 
-    def __init__(self, index, constants=None):
+    def __init__(self, index, constants=None, axis=1):
         super().__init__()
+        self.axis = axis
         self.register_buffer("index", index)
         self.register_buffer("constants", constants)
 
     def forward(self, x):
-        constants = None if self.constants is None else self.constants.expand(x.shape[0], -1, *x.shape[2:])
-        if x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():
+        shape = [-1 if axis == self.axis else length for axis, length in enumerate(x.shape)]
+        constants = None if self.constants is None else self.constants.expand(shape)
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        if channels_last and self.axis == 1:
             # Stay in channels-last, N×H×W×C in memory; everything else would bring the tensor into the other order.
             x = x.movedim(1, 3)
             if constants is not None:
                 x = torch.cat([x, constants.movedim(1, 3)], 3)
             return x.gather(3, self.index.expand(*x.shape[:3], -1)).movedim(3, 1)
         if constants is not None:
-            x = torch.cat([x, constants], 1)
-        return x.index_select(1, self.index)
+            x = torch.cat([x, constants], self.axis)
+        return x.index_select(self.axis, self.index)
 
     def extra_repr(self):
         return f"{len(self.index)}, constants={0 if self.constants is None else self.constants.numel()}"
@@ -80,17 +85,17 @@ class Builder:
 
         What `node` carries may be of no use but for its shape.
         """
-        carried, axes = self.carried[node], len(node.meta["shape"])
+        carried, axis = self.carried[node], node.meta["op"].axis
         constants = self.known[node].value[want & ~carried]
         present = carried[want].nonzero().flatten().tolist()
         if present and int(carried.sum()) == present[-1] - present[0] + 1 == len(present) and not constants.any():
             around = (present[0], int(want.sum()) - 1 - present[-1])
-            return self.call(F.pad, self.new[node], (0, 0) * (axes - 2) + around)
+            return self.call(F.pad, self.new[node], (0, 0) * (len(node.meta["shape"]) - 1 - axis) + around)
         source = torch.empty(len(want), dtype=torch.long)
         source[carried] = torch.arange(int(carried.sum()))
         source[want & ~carried] = torch.arange(len(constants)) + int(carried.sum())
-        constants = constants.view(1, -1, *[1] * (axes - 2)) if len(constants) else None
-        return self.insert(self.name(node, "channels"), SelectChannels(source[want], constants), self.new[node])
+        constants = along_axis(constants, node) if len(constants) else None
+        return self.insert(self.name(node, "channels"), SelectChannels(source[want], constants, axis), self.new[node])
 
     def about(self, node, want, narrow=True):
         """(new node, its channels ⊇ want): no selection if few of the channels are of no use, or if not `narrow`."""
@@ -106,7 +111,7 @@ class Builder:
 
     def constant(self, node, want):
         """A buffer 1×C'×1×… with the constants of the channels `want`."""
-        value = self.known[node].value[want].view(1, -1, *[1] * (len(node.meta["shape"]) - 2))
+        value = along_axis(self.known[node].value[want], node)
         name = self.name(node, "constants")
         self.network.register_buffer(name, value)
         return self.graph.get_attr(name)

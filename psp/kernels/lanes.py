@@ -11,8 +11,8 @@ from torch import fx
 from torch.nn import functional as F
 
 from psp.errors import ConfigError, ExtractError, KernelError
-from psp.extract import check_evaluation
-from psp.extraction.graph import make_pure, trace
+from psp.extract import check_evaluation, check_plain
+from psp.extraction.graph import Shapes, make_pure, trace
 from psp.kernels import structs
 from psp.kernels.cpu import FLAGS, parallel
 from psp.kernels.memory import allocate
@@ -42,8 +42,8 @@ def freeze(network, images):
             function is for this type and size, and for any N.
 
     Raises:
-        KernelError: a network in training mode or still parameterized, an operation that is none of these, or a machine
-            without a compiler or such products.
+        KernelError: a network in training mode, still parameterized, wrapped, with forward hooks or for other images;
+            an operation that is none of these; or a machine without a compiler or such products.
     """
     return Frozen(network, images)
 
@@ -52,6 +52,8 @@ class Frozen:
     """What `freeze` returns."""
 
     def __init__(self, network, images):
+        if not isinstance(images, torch.Tensor):
+            raise KernelError(f"images must be a tensor N×C×H×W, got {type(images).__name__}")
         self.dtype, self.shape = images.dtype, images.shape[1:]
         if images.device.type != "cpu" or self.dtype not in MACROS or images.ndim != 4:
             given = f"{images.ndim} axes, {images.dtype}, {images.device}"
@@ -60,7 +62,7 @@ class Frozen:
         self.lanes = self.library.psp_lanes(ctypes.c_int64(self.dtype.itemsize))
         if not self.lanes:
             raise KernelError("this processor has no products of bfloat16 (AVX512-BF16); freeze for float32")
-        plan = Planner(prepared(network), *self.shape)
+        plan = Planner(prepared(network, self.shape), *self.shape)
         self.result = plan.result
         self.begins, self.vectors = allocate(plan.operations, plan.result.source)
         self.kept = []  # what pointers point to
@@ -145,14 +147,21 @@ class Frozen:
         return ctypes.addressof(self.kept[-1])
 
 
-def prepared(network):
-    """A copy of a network, in evaluation mode, as a graph in which nothing writes over its input."""
+@torch.no_grad()
+def prepared(network, shape):
+    """A copy of a network, in evaluation mode, as a graph in which nothing writes over its input.
+
+    Raises KernelError, naming the layer where there is one, if it is no plain network or not for images of that shape.
+    """
     if parametrizations(network):
         raise KernelError("the network is still parameterized; call psp.extract or psp.fold first")
     try:
+        check_plain(network)
         check_evaluation(network)
         network = copy.deepcopy(network)
-        network = network if isinstance(network, fx.GraphModule) else trace(network)
+        network = network if isinstance(network, fx.GraphModule) else trace(network, 1)
+        dtype = next((p.dtype for p in network.parameters()), torch.float32)
+        Shapes(network, "shape").run(torch.zeros(1, *shape, dtype=dtype))
         make_pure(network)
     except ExtractError as error:
         raise KernelError(str(error)) from error

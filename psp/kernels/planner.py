@@ -150,6 +150,7 @@ class Planner(fx.Interpreter):
         return x._replace(scale=(x.scale * scale).detach(), constant=(x.constant * scale + shift).detach())
 
     def select(self, x, module):
+        require(module.axis == 1)
         constants = x.constant[:0] if module.constants is None else module.constants.flatten()
         return x.extended(0, constants).selected(module.index)
 
