@@ -20,12 +20,13 @@ class Cost(NamedTuple):
 def cost(model, example_input):
     """`Cost` of `model` on `example_input`, a tensor or a tuple of arguments; for the usual count give it one image.
 
-    Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention
-    and other matrix products; normalization, activations and additions are not counted. In a parameterized
-    layer only the weights of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs
-    that other layers have zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros
-    where a dense kernel of few zeros is faster. Of torch's MultiheadAttention the output projection is counted whole,
-    since it reads that layer's weight without calling it.
+    Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention and other
+    matrix products; normalization, activations and additions are not counted. In a parameterized layer only the weights
+    of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs that other layers have
+    zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros where a dense kernel of few
+    zeros is faster. A layer that changes its weight in its own forward, as weight standardization does, counts by what
+    is pruned of the weight, though no zero is left. Of torch's MultiheadAttention the output projection is counted
+    whole, since it reads that layer's weight without calling it.
     """
     pruned = sparsity(model).layers
     zeroed = {
