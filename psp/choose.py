@@ -4,9 +4,11 @@ A whole layer can be pruned only where a bypass exists, such as the shortcut of 
 concatenation of a dense block: what the bypass carries must still get from the input to the output.
 """
 
+import operator
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
+import torch
 from torch import fx, nn
 
 from psp.errors import ConfigError
@@ -15,6 +17,7 @@ from psp.structures import check_structure
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
+PRODUCTS = (operator.mul, torch.mul, "mul")
 
 
 def choose_structures(model, structure, skip=()):
@@ -97,18 +100,23 @@ def without_bypass(model, names):
             name = node.target.removesuffix(".weight")
             if name in names:
                 calls.setdefault(name, set()).update(node.users)
+    zeros = {node for name, nodes in calls.items() if model.get_submodule(name).bias is None for node in nodes}
     removed, blocking = set(), []
     for name, nodes in calls.items():
-        if _output_is_reached(graph, removed | nodes):
+        if _output_is_reached(graph, removed | nodes, zeros & (removed | nodes)):
             removed |= nodes
         else:
             blocking.append(name)
     return blocking
 
 
-def _output_is_reached(graph, removed):
+def _output_is_reached(graph, removed, zeros):
+    """Whether input reaches output beside the nodes `removed`, of which `zeros` put out 0, and others constants."""
     reached = set()
     for node in graph.nodes:  # in order of execution: a node's inputs come before it
+        if node.target in PRODUCTS and zeros.intersection(node.all_input_nodes):
+            zeros = zeros | {node}
+            continue
         fed = node.op == "placeholder" or any(source in reached for source in node.all_input_nodes)
         if fed and node not in removed and not _queries_shape(node):
             reached.add(node)

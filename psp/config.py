@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -171,6 +172,8 @@ class RunConfig:
         """A RunConfig from a mapping (or as it is); for an unknown name a ConfigError with the nearest known one."""
         if isinstance(settings, cls):
             return settings
+        if not isinstance(settings, Mapping):
+            raise ConfigError(f"the settings of a run are a mapping, as {{'dataset': 'cifar10'}}, got {settings!r:.60}")
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:

@@ -5,6 +5,7 @@ from types import MappingProxyType
 import pytest
 import torch
 import torchvision
+from networks import Call
 from torch import nn
 
 import psp
@@ -103,6 +104,14 @@ def test_with_every_layer_behind_a_bypass_pruned_the_input_still_decides():
     assert psp.sparsity(net).structures == 1.0
     x = torch.randn(2, 3, 32, 32)
     assert not torch.allclose(net(x)[0], net(x)[1])
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_gate_is_no_bypass_around_what_it_multiplies(bias):
+    """0 times a gate is 0 for any image; without weights, a layer with a bias still lets the gate through."""
+    net = Call(lambda self, x: self.a(x) * self.g(x).sigmoid(), a=nn.Conv2d(3, 4, 1, bias=bias), g=nn.Conv2d(3, 4, 1))
+    assert without_bypass(net, ["a"]) == ([] if bias else ["a"])
+    psp.parameterize(net, {"g": "layer"})
 
 
 def test_a_weight_that_is_used_without_its_layer_needs_a_bypass_too():

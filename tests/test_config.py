@@ -10,6 +10,7 @@ from psp.errors import ConfigError
     ("settings", "message"),
     [
         ({"epoch": 3}, "unknown parameter 'epoch'; did you mean 'epochs'"),
+        ("digits", "the settings of a run are a mapping, .* got 'digits'"),
         ({"zzz": 3}, "unknown parameter 'zzz'; known are dataset, model"),
         ({"dataset": "mnist"}, "unknown dataset 'mnist'"),
         ({"model": "vgg"}, "unknown model 'vgg'"),
