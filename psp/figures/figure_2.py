@@ -20,7 +20,7 @@ def figure_2(records, title):
     `records` are of runs by "psp_l1" and "psp_weight_decay"; the dashed line is the threshold ε.
     """
     with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(12.5, 8.5), layout="constrained")
+        figure = Figure(figsize=(6.25 * len(records), 8.5), layout="constrained")
         axes = figure.subplots(2, len(records), sharex=True, squeeze=False, height_ratios=(1, 1.1))
     for (ridge, layers), record in zip(axes.T, records, strict=True):
         _ridge(ridge, record)
