@@ -19,10 +19,11 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
-from psp.extraction.graph import find_flattens, find_shapes, fold_batchnorm_, make_pure, trace
+from psp.extraction.graph import fold_batchnorm_, make_pure, trace
 from psp.extraction.kinds import classify
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
+from psp.extraction.shapes import find_flattens, find_shapes
 from psp.parameterize import fold, parametrizations
 
 # What wraps a network, and the attribute that is the network itself.

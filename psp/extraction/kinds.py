@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls, same_shape
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
     Concatenate,
@@ -16,12 +16,12 @@ from psp.extraction.ops import (
     Op,
     Pad,
     Pointwise,
-    Product,
-    Sum,
     Turn,
     Unary,
     ZeroOnly,
 )
+from psp.extraction.pairs import Product, Sum
+from psp.extraction.shapes import same_shape
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from psp.errors import ConfigError, ExtractError, KernelError
 from psp.extract import check_evaluation, check_plain
-from psp.extraction.graph import Shapes, make_pure, trace
+from psp.extraction.graph import make_pure, trace
+from psp.extraction.shapes import Shapes
 from psp.kernels import structs
 from psp.kernels.cpu import FLAGS, parallel
 from psp.kernels.memory import allocate
