@@ -112,9 +112,9 @@ def check(model):
 
 def check_plain(model):
     """Raise ExtractError, naming what is in the way, for a wrapped network and for one with forward hooks."""
-    inner = next((name for kind, name in WRAPPERS.items() if type(model).__name__ == kind), None)
-    if inner:
-        raise ExtractError(f"{type(model).__name__} wraps the network: give model.{inner} instead")
+    kind = type(model).__name__
+    if kind in WRAPPERS:
+        raise ExtractError(f"{kind} wraps the network: give model.{WRAPPERS[kind]} instead")
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise ExtractError(

@@ -3,7 +3,7 @@
 from psp.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
 from psp.config import THRESHOLDED
 from psp.models import create_model
-from psp.parameterize import parameterize
+from psp.parameterize import parameterize, structure_parameters
 from psp.regularize import param_groups
 
 
@@ -30,5 +30,5 @@ def before_step(model, config, step, steps):
 def groups(model, config):
     """Optimizer groups of a run: λ_w on weights, λ as ℓ1 or as weight decay on α."""
     regularizer = "l1" if config.method == "psp_l1" else "weight_decay"
-    structure_decay = config.structure_decay if config.method.startswith("psp") else 0.0
+    structure_decay = config.structure_decay if structure_parameters(model) else 0.0
     return param_groups(model, config.weight_decay, structure_decay, regularizer)

@@ -50,6 +50,13 @@ def randomize(net):
     return net
 
 
+def parameterized():
+    """A small convolutional network for images of 8×8, parameterized by column."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5)
+    return psp.parameterize(randomize(nn.Sequential(*layers))).eval()
+
+
 @torch.no_grad()
 def prune(net, structure, share):
     """Parameterize `net` and prune at random `share(layer name, α)` of every layer's structures."""

@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from networks import TORCHVISION, difference, network, prune, prune_channels, randomize, size
+from networks import TORCHVISION, difference, network, parameterized, prune, prune_channels, randomize, size
 from torch import nn
 
 import psp
@@ -247,12 +247,6 @@ def test_onnx(tmp_path):
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     expected = net(x).detach()
     assert (torch.from_numpy(got) - expected).abs().max() < 1e-4 * expected.abs().max()
-
-
-def parameterized():
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5)
-    return psp.parameterize(randomize(nn.Sequential(*layers))).eval()
 
 
 @pytest.mark.parametrize(

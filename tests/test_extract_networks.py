@@ -4,18 +4,12 @@ import copy
 
 import pytest
 import torch
-from networks import Call, difference, prune, prune_channels, randomize
+from networks import Call, difference, parameterized, prune, prune_channels, randomize
 from torch import nn
 from torch.nn import functional as F
 
 import psp
 from psp.errors import ExtractError
-
-
-def parameterized():
-    torch.manual_seed(0)
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 5)
-    return psp.parameterize(nn.Sequential(*layers)).eval()
 
 
 @pytest.mark.parametrize("combine", [lambda x, p: x + 2 * p, lambda x, p: x * p.sigmoid()])
@@ -70,6 +64,25 @@ def test_arguments_that_are_not_given_keep_their_defaults():
     assert smaller.c.out_channels == 2
     with pytest.raises(TypeError):
         smaller(x, mask, True)
+
+
+def test_arguments_that_can_only_be_named_keep_their_defaults_too():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.o = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)
+
+        def forward(self, x, *ignored, features=False):
+            h = self.c(x)
+            return h if features else self.o(h)
+
+    torch.manual_seed(0)
+    net = prune_channels(Named().double(), c=[0, 2])
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-13
+    with pytest.raises(TypeError):
+        smaller(x, features=True)
 
 
 def test_a_weight_that_is_read_without_its_layer_stays_whole():

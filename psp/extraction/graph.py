@@ -1,8 +1,8 @@
 """A network as a torch.fx graph of pure operations, the form that `psp.extract` reasons about.
 
 Tracing writes down what `forward` does as a list of nodes: inputs, calls of submodules, functions and tensor methods,
-the output. Three things are then made plain: operations that write into their argument become ones that return a new
-tensor, batch normalization goes into the convolution before it, and every reshape of N×C×H×W to N×(C·H·W) is `flatten`.
+the output. Two things are then made plain: operations that write into their argument become ones that return a new
+tensor, and batch normalization goes into the convolution before it.
 """
 
 import inspect
@@ -71,10 +71,15 @@ def trace(model, given=None):
 
 
 def _defaults(model, given):
-    """{place of an argument of `forward`: (name, default)} of those after the first `given` with a plain default."""
+    """{place of an argument of `forward`: (name, default)} of those that are not given and have a plain default.
+
+    Places are torch.fx's, to which *args and **kwargs come last.
+    """
     plain = (bool, int, float, str, type(None))
-    arguments = enumerate(inspect.signature(model.forward).parameters.values())
-    return {i: (a.name, a.default) for i, a in arguments if i >= given and isinstance(a.default, plain)}
+    arguments = inspect.signature(model.forward).parameters.values()
+    named = enumerate(a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD))
+    free = ((i, a) for i, a in named if i >= given or a.kind is a.KEYWORD_ONLY)
+    return {i: (a.name, a.default) for i, a in free if isinstance(a.default, plain)}
 
 
 def _without(graph, held):

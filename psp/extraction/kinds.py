@@ -6,6 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from psp.choose import PRODUCTS
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
@@ -50,7 +51,6 @@ ARGUMENTS = {
 }
 SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
 SUMS |= {operator.sub: torch.sub, torch.sub: torch.sub, "sub": torch.sub}
-PRODUCTS = {operator.mul, torch.mul, "mul"}
 PERMUTATIONS = {torch.permute, torch.movedim, torch.moveaxis, torch.transpose, torch.swapaxes, torch.swapdims}
 PERMUTATIONS |= {function.__name__ for function in PERMUTATIONS}
 ACTIVATION_FUNCTIONS = {
