@@ -34,18 +34,32 @@ def plan(profile):
         return f"{counts}; cannot be trained here: {error}"
     for config in configs:
         data = sets[config.dataset]
+        if config.dataset in TREES and config.dataset not in loaders:
+            loaders[config.dataset] = loader_speed(config, data)
         kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
         if kind not in speeds:
             speeds[kind], step = images_per_second(config, data, device)
             steps.add(step)
-        if config.dataset in TREES and config.dataset not in loaders:
-            loaders[config.dataset] = loader_speed(config, data)
         images = len(data.train) - config.holdout
-        seconds += images * relative_epochs(config) / speeds[kind]
+        speed = fed_by(loaders.get(config.dataset), speeds[kind], data.train, device)
+        seconds += images * relative_epochs(config) / speed
     slowest, fastest = min(speeds.values()), max(speeds.values())
     how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
-    feeding = "".join(f"; {name} is decoded and cropped at {speed:.0f} images/s" for name, speed in loaders.items())
+    feeding = "".join(
+        f"; {name} is decoded and cropped at {speed:.0f} images/s{', which training waits for' * (speed < fastest)}"
+        for name, speed in loaders.items()
+    )
     return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}{feeding}"
+
+
+def fed_by(loader, step, images, device):
+    """Images/s of a step (speed `step` alone) that is fed by a loader of speed `loader`, where images come from files.
+
+    On a CPU both share the cores; a GPU and the workers that decode for it work at the same time.
+    """
+    if getattr(images, "decoded", True) is not None:
+        return step
+    return min(step, loader) if device.type == "cuda" else 1 / (1 / step + 1 / loader)
 
 
 def relative_epochs(config):

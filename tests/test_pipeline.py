@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from psp import pipeline
 from psp.config import RunConfig
+from psp.data import load
 from psp.errors import DataError
-from psp.plan import minutes, plan, relative_epochs
+from psp.folders import Files
+from psp.plan import fed_by, images_per_second, minutes, plan, relative_epochs
 from psp.profiles import ROOT, Profile, load_profile
 from psp.records import read_record
 
@@ -245,9 +248,21 @@ def test_the_plan_of_a_tree_counts_the_area_of_its_crops_and_names_the_loader(tm
     said = plan(Profile("elsewhere", {"a": config}))
     assert "1 runs, 0 up to date; about 2 min at 10–10 images/s" in said  # 160 images × 7.25 / 10
     assert re.search(r"; drawings is decoded and cropped at \d+ images/s$", said)
+    monkeypatch.setattr("psp.plan.images_per_second", lambda *_: (1e6, "fused bfloat16"))
+    assert plan(Profile("elsewhere", {"a": config})).endswith("images/s, which training waits for")
     missing = RunConfig(dataset="ilsvrc2012", model="resnet18")
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
     assert "cannot be trained here: ilsvrc2012 not found" in plan(Profile("elsewhere", {"a": missing}))
+
+
+def test_a_step_that_is_fed_from_files_takes_longer():
+    """By hand: on a CPU 1/30 + 1/60 of a second an image, beside a GPU the longer of the two; from memory nothing."""
+    in_memory, files = (Files(Path(), None, torch.zeros(1), decoded) for decoded in ([], None))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert fed_by(60.0, 30.0, files, cpu) == pytest.approx(20.0)
+    assert fed_by(60.0, 30.0, files, gpu) == 30.0
+    assert fed_by(60.0, 90.0, files, gpu) == 60.0
+    assert fed_by(60.0, 30.0, in_memory, cpu) == fed_by(None, 30.0, load("digits").train, cpu) == 30.0
 
 
 def test_the_plan_goes_by_what_dvc_would_train(repository):
@@ -266,9 +281,6 @@ def test_the_plan_goes_by_what_dvc_would_train(repository):
 
 
 def test_the_probe_measures_a_speed():
-    from psp.data import load
-    from psp.plan import images_per_second
-
     speed, step = images_per_second(RunConfig(batch_size=8), load("digits"), "cpu")
     assert 1 < speed < 1e6
     assert step.split()[1] in ("float32", "bfloat16")
