@@ -7,6 +7,7 @@ devices did it.
 """
 
 import os
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -53,7 +54,12 @@ class Processes:
 
     def parallel(self, module):
         """`module` with its gradients averaged over the processes in every backward pass."""
-        return DistributedDataParallel(module, forward_sync_buffers=False) if self.count > 1 else module
+        if self.count == 1:
+            return module
+        # Of α in channels-last and of 1×1 kernels PyTorch says so without cause: the layouts only look different, as
+        # strides along axes of length 1 (pytorch/pytorch issue 157862).
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+        return DistributedDataParallel(module, forward_sync_buffers=False)
 
     def parts(self, micro_batches):
         """The numbers of this process's micro-batches. Raises ConfigError unless all get the same number of them."""
