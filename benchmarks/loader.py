@@ -35,17 +35,6 @@ SIZE = (500, 375)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class Ready(Files):
-    """The same images, whose crops are made before the clock starts."""
-
-    def feed(self, parts, config, epoch):
-        for index, _ in parts:
-            yield CROPS[: len(index)], self.labels[index]
-
-
-CROPS = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8)
-
-
 def draw(folder, count):
     """`count` JPEGs of coarse noise under fine noise, which compress about as photographs do, as `Files`."""
     rng, names = np.random.default_rng(0), []
@@ -95,12 +84,12 @@ def report(speeds, alone):
 def measure(network, files, rounds):
     """Print the table of one network."""
     memory = files.in_memory()
-    ready = Ready(files.tree, files.names, files.labels)
     data = Dataset("drawn", 1000, memory, memory, MEAN, STD, "")
     config = RunConfig(
         dataset="ilsvrc2012", model=network, method="psp_weight_decay", structure_decay=1e-5, batch_size=BATCH,
         sides=(224, 224, 224), learning_rate=1e-3,
     )  # fmt: skip
+    ready = memory.cropped(config)
     with deterministic():
         speed, how = trainer(config, data)
         print(f"\n{network + ', ' + how:28} {'images/s':>9} {'quartiles':>15} {'relative':>8}")

@@ -41,6 +41,7 @@ TRAINING_SOURCES = (
     "folders.py",
     "fused.py",
     "images.py",
+    "limits.py",
     "masks.py",
     "methods.py",
     "models/__init__.py",

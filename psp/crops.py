@@ -1,6 +1,7 @@
 """Crops of images of any size: at random for training, the middle for a test; by a DataLoader's workers or here."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,19 +18,52 @@ NARROWEST = 3 / 4
 MARGIN = 8 / 7
 PLAIN_BATCH = 100
 DRAWS = 5
+# Of an image that is longer than so many times its shorter side, a test looks at the middle of that length: scaled as
+# a whole, a thin line of an image would fill the memory.
+LONGEST = 8
+# Modes of Pillow whose values have no known range.
+NO_RANGE = ("I", "F")
 
 
 def decode(path):
-    """The image in a file as uint8 RGB, 3×H×W; greyscale, CMYK and palettes are converted.
+    """The image in a file as uint8 RGB, 3×H×W; greyscale, CMYK and palettes are converted, 16 bits cut to 8.
 
     Raises DataError, naming the file, where it cannot be read any more (psp.folders left out what never could).
     """
     try:
         with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
+            pixels = np.array(eight_bits(image).convert("RGB"))
     except Exception as error:  # Pillow raises many kinds, by the file format
         raise DataError(f"{path} cannot be read as an image any more ({error}); restore it and start again") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)  # in memory H×W×3, for which resizing is fast
+
+
+def eight_bits(image):
+    """`image`, of 16 bits a pixel the upper 8: Pillow itself clips them. Raises ValueError for values of 32 bits."""
+    if image.mode in NO_RANGE:
+        raise ValueError(f"pixels of mode {image.mode!r} have no range that is known")
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
+
+
+@dataclass(frozen=True)
+class Cropped:
+    """Crops that are made (uint8 pixels N×3×S×S) and int64 labels N, fed as they are: steps without a loader."""
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self):
+        return len(self.labels)
+
+    def draws(self, count, generator):
+        """None are needed, count×0."""
+        return torch.empty(count, 0)
+
+    def feed(self, parts, config, epoch):
+        """Pairs of pixels and labels for pairs of an index and its draws."""
+        return ((self.pixels[index], self.labels[index]) for index, _ in parts)
 
 
 class Crops(Dataset):
@@ -64,6 +98,10 @@ def at_random(image, side, crop_area, draws):
 
 def middle(image, side):
     """The middle side×side of an image that is scaled to a shorter side of 8/7 of that."""
+    height, width = image.shape[1:]
+    longest = LONGEST * min(height, width)
+    if max(height, width) > longest:
+        image = TF.center_crop(image, [min(height, longest), min(width, longest)])
     return TF.center_crop(TF.resize(image, [round(MARGIN * side)], antialias=True), [side, side])
 
 
@@ -72,8 +110,8 @@ def crops(files, items, side, crop_area=1.0):
 
     Raises DataError, naming the file, for one that cannot be read any more.
     """
-    # Images that are decoded already are cropped faster than workers could hand them over.
-    workers = 0 if files.decoded is not None else cores_of_one()
+    # Cropping alone, of decoded images, is left to workers where it would keep a GPU waiting; a CPU is busy anyway.
+    workers = 0 if files.decoded is not None and not torch.cuda.is_available() else cores_of_one()
     loader = DataLoader(
         Crops(files, side, crop_area),
         batch_sampler=items,

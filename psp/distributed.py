@@ -17,7 +17,7 @@ from torch import distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from psp.errors import ConfigError
+from psp.errors import CheckpointError, ConfigError
 
 # Others wait while the first process decodes a large set or tries out how to compute a step.
 PATIENCE = timedelta(hours=2)
@@ -42,6 +42,17 @@ class Processes:
         if self.count > 1:
             distributed.broadcast_object_list(values)
         return values[0]
+
+    def agree(self, epoch):
+        """Raise CheckpointError unless all processes go on from the same epoch, None being the start."""
+        epochs = [epoch] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(epochs, epoch)
+        if len(set(epochs)) > 1:
+            found = ", ".join(f"process {rank} {epoch or 'none'}" for rank, epoch in enumerate(epochs))
+            raise CheckpointError(
+                f"last epoch in checkpoints/: {found}; all processes must see one and the same folder"
+            )
 
     def first(self, function):
         """What a function gives, called in the first process before all others, which find what it leaves on disk."""
@@ -80,7 +91,11 @@ def processes(device):
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    store, rank, count = next(distributed.rendezvous("env://"))
+    # Without a prefix processes that torchrun starts again find what the dead ones left, and wait for these.
+    store = distributed.PrefixStore(os.environ["TORCHELASTIC_RESTART_COUNT"], store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
     yield Processes(distributed.get_rank(), distributed.get_world_size())
     # Not after an error: it waits for the others, which wait for this process until torchrun sees it end.
     distributed.destroy_process_group()

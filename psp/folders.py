@@ -19,20 +19,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from psp.cifar import data_folders
-from psp.crops import DRAWS, PLAIN_BATCH, crops, decode
+from psp.crops import DRAWS, PLAIN_BATCH, Cropped, crops, decode, eight_bits
 from psp.distributed import cores_of_one
 from psp.drawings import draw_tree
 from psp.errors import DataError
+from psp.limits import memory_limit
 from psp.native import cache_folder
 from psp.records import write_record
 
 # Means and standard deviations of ILSVRC2012's pixels, as all torchvision networks take them, in 0…255.
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"}
-# Share of the machine's memory that decoded images may take.
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".bmp", ".pgm", ".ppm", ".tif", ".tiff"}
+# Share of the memory we may use that decoded images may take.
 MEMORY_SHARE = 0.25
 NAMED = 20
+LOOKED = 2  # version of what is looked at in a file
 TARS = "; or put the official tars there and unpack them with: python -m psp.ilsvrc"
 # So many files at a time are handed to threads: a list of all of ILSVRC2012's takes gigabytes.
 CHUNK = 10_000
@@ -68,6 +70,12 @@ class Files:
             return self
         return Files(self.tree, self.names, self.labels, list(in_threads(self.image, range(len(self)))))
 
+    def cropped(self, config):
+        """One random crop of each image, of the first epoch's size, as a set that feeds these and no others."""
+        rows = torch.arange(len(self))
+        ((pixels, labels),) = self.feed([(rows, self.draws(len(self), torch.Generator()))], config, 0)
+        return Cropped(pixels, labels)
+
     def image(self, row):
         return decode(self.tree / os.fsdecode(self.names[row])) if self.decoded is None else self.decoded[row]
 
@@ -82,7 +90,8 @@ class Files:
 
     def plain(self, rows, config):
         """Pairs of the middles of the images at `rows` and their labels, by the batch."""
-        items = ([(row, None) for row in batch.tolist()] for batch in rows.split(PLAIN_BATCH))
+        # No rows are split into one empty batch.
+        items = ([(row, None) for row in batch.tolist()] for batch in rows.split(PLAIN_BATCH) if len(batch))
         return crops(self, items, config.test_side)
 
 
@@ -90,7 +99,7 @@ def load_tree(name):
     """(training files, validation files, number of classes, sha256 over names and sizes, `summary`) of a tree.
 
     It is looked for in $PSP_DATA, then in `data/` beside this package. Raises DataError for one that is missing, lacks
-    images, or has other classes in val than in train.
+    images of a class, or has other classes in val than in train.
     """
     tree = find_tree(name)
     listed = {split: list_files(tree / split) for split in ("train", "val")}
@@ -98,11 +107,14 @@ def load_tree(name):
     if classes != sorted(listed["val"]):
         odd = sorted(set(listed["train"]) ^ set(listed["val"]))
         raise DataError(f"{tree}: train and val have different classes ({', '.join(odd[:5])}); complete the tree")
+    empty = [f"{split}/{folder}" for split in listed for folder in classes if not listed[split][folder]]
+    if empty:
+        raise DataError(f"{tree}: {', '.join(empty[:5])} has no image; complete the tree, or take the class out of it")
     digest = hashlib.sha256()
     for split, folders in listed.items():
         for folder in classes:
             for name, size in folders[folder]:
-                digest.update(f"{split}/{folder}/{name} {size}\n".encode())
+                digest.update(os.fsencode(f"{split}/{folder}/{name} {size}\n"))
     noticed = look_at_all(tree, listed, digest.hexdigest())
     train, val = (readable(tree, split, listed[split], classes, noticed) for split in ("train", "val"))
     return train, val, len(classes), digest.hexdigest(), summary(noticed)
@@ -123,14 +135,25 @@ def find_tree(name):
 
 
 def list_files(split):
-    """{class: [(name, size in bytes)]} of the image files in a split's folders, in order."""
+    """{class: [(name, size in bytes)]} of the image files in a split's folders, hidden ones aside, in order.
+
+    Links that lead nowhere are listed, with size 0: they are named later among the files that cannot be read.
+    """
     found = {}
-    for folder in sorted(entry.name for entry in os.scandir(split) if entry.is_dir()):
+    for folder in sorted(e.name for e in os.scandir(split) if e.is_dir() and not e.name.startswith(".")):
         entries = [e for e in os.scandir(split / folder) if os.path.splitext(e.name)[1].lower() in SUFFIXES]
-        found[folder] = sorted((e.name, e.stat().st_size) for e in entries if e.is_file())
+        found[folder] = sorted((e.name, file_size(e.path)) for e in entries if not os.path.isdir(e.path))
     if not any(found.values()):
-        raise DataError(f"{split} has no image in any folder; unpack the set there again")
+        raise DataError(
+            f"{split} has no image in any folder. It needs a folder for each class, with that one's images: sort them "
+            f"into such folders, or unpack the set there again{TARS if split.parent.name == 'ilsvrc2012' else ''}"
+        )
     return found
+
+
+def file_size(path):
+    """Bytes of a file; 0 if it is a link that leads nowhere."""
+    return os.path.getsize(path) if os.path.exists(path) else 0
 
 
 def look_at_all(tree, listed, sha256):
@@ -139,7 +162,7 @@ def look_at_all(tree, listed, sha256):
     What was found is kept in the user's cache folder by the tree's sha256, so that it is looked for only once; files
     that could not be read are looked at again.
     """
-    kept = cache_folder() / f"images-{sha256[:32]}-pillow-{PIL.__version__}.json"
+    kept = cache_folder() / f"images-{LOOKED}-{sha256[:32]}-pillow-{PIL.__version__}.json"
     found = read_kept(kept)
     if found:
         names = list(found["unreadable"])
@@ -179,8 +202,11 @@ def look(path):
     try:
         with Image.open(path) as image:
             image.load()
+            eight_bits(image)
             return image.mode, 3 * image.width * image.height
     except Exception as error:  # Pillow raises many kinds, by the file format
+        if path.is_symlink() and not os.path.exists(path):
+            return "a link that leads nowhere", 0
         if getattr(error, "errno", None):
             raise DataError(f"{path} cannot be opened ({error}); nothing was left out, start again") from error
         return f"{type(error).__name__}: {error}".replace(str(path), path.name), 0
@@ -202,8 +228,7 @@ def readable(tree, split, folders, classes, noticed):
         raise DataError(f"{tree / split} has no image that can be read; unpack the set there again")
     names = np.array([os.fsencode(name) for name, _ in pairs])
     files = Files(tree, names, torch.tensor([label for _, label in pairs]))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE
-    fits = noticed["values"] <= memory / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fits = noticed["values"] <= MEMORY_SHARE * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return files.in_memory() if fits else files
 
 

@@ -27,8 +27,8 @@ class Images:
     def rows(self, index):
         return Images(self.pixels[index], self.labels[index])
 
-    def in_memory(self):
-        """Itself: they are."""
+    def cropped(self, config):
+        """Itself: these are cropped by the batch, where the network is, as a part of every step."""
         return self
 
     def draws(self, count, generator):

@@ -5,6 +5,7 @@ GPU the device. One that fails stops none of the others.
 """
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from psp.errors import ConfigError, RunsFailedError
 from psp.plan import minutes
 from psp.profiles import ROOT
+
+# The class of the error by which torchrun itself ends, whatever ended its processes.
+TORCHRUN = "ChildFailedError"
 
 
 def train_runs(profile, runs, jobs=1, in_notebook=True):
@@ -50,9 +54,16 @@ def _train(profile, run, options, jobs):
 
 
 def what_failed(process):
-    """The last line that the ended process of a stage said of an error, or else the last one."""
+    """What the ended process of a stage said of an error, or else the last line of a traceback, or the last of all.
+
+    torchrun follows what its processes say by a summary of its own, where only a signal that ended one of them matters.
+    """
     lines = process.stderr.strip().splitlines() or [f"ended by {process.returncode}"]
-    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1])
+    for telling in (r"error:", r"\s*traceback *: Signal", r"(\[\w+\]:\s*)?[\w.]*(Error|Exception)\b"):
+        found = [line for line in lines if re.match(telling, line) and TORCHRUN not in line]
+        if found:
+            return found[-1].strip()
+    return lines[-1]
 
 
 def raise_if_any_failed(failed, runs):

@@ -46,11 +46,13 @@ def check_data(profile, dataset):
     """Raise DataError unless the images at hand are those that data.json describes."""
     path = profile.results / "data.json"
     promised = json.loads(path.read_text()).get(dataset) if path.is_file() else None
-    found = load(dataset).summary()
+    found, stage = load(dataset).summary(), f"python -m psp.pipeline data {profile.name}"
+    if promised is None:
+        raise DataError(f"{path} does not say yet what {dataset} is; run first: {stage}")
     if promised != found:
         raise DataError(
             f"{dataset} at hand is {found}, but {path} promises {promised}; "
-            f"if the images at hand are right, run again: python -m psp.pipeline data {profile.name}"
+            f"if the images at hand are right, run again: {stage}"
         )
 
 
@@ -86,14 +88,17 @@ def train_run(profile, run, in_notebook=True):
 
 
 def plans(profile):
-    """Projected time of the runs that `dvc repro` would train, of the profile and of the sections of its file."""
-    return "\n".join(plan(load_profile(name)) for name in with_sections(profile.name))
+    """Projected time of the runs that `dvc repro` would train, of a profile and of the sections of its file."""
+    names = [profile.name] if "/" in profile.name else with_sections(profile.name)
+    return "\n".join(plan(load_profile(name)) for name in names)
 
 
 def sweep(profile, runs, cluster, processes, parameters):
     """Train runs, all of the profile if none is named, as the jobs of a scheduler."""
     from psp.sweep import sweep  # submitit is needed for nothing else
 
+    for dataset in sorted({profile.config(run).dataset for run in runs or profile.runs}):
+        check_data(profile, dataset)
     return sweep(profile, runs, cluster, processes, parameters)
 
 

@@ -26,23 +26,10 @@ def plan(profile):
     if not left:
         return f"{counts}; nothing to train"
     device = own_device()
-    speeds, steps, loaders, seconds = {}, set(), {}, 0.0
-    configs = [profile.config(run) for run in left]
     try:
-        sets = {name: load(name).to(device) for name in {config.dataset for config in configs}}
-    except DataError as error:
+        speeds, steps, loaders, seconds = measured([profile.config(run) for run in left], device)
+    except (ConfigError, DataError) as error:
         return f"{counts}; cannot be trained here: {error}"
-    for config in configs:
-        data = sets[config.dataset]
-        if config.dataset in TREES and config.dataset not in loaders:
-            loaders[config.dataset] = loader_speed(config, data)
-        kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
-        if kind not in speeds:
-            speeds[kind], step = images_per_second(config, data, device)
-            steps.add(step)
-        images = len(data.train) - config.holdout
-        speed = fed_by(loaders.get(config.dataset), speeds[kind], data.train, device)
-        seconds += images * relative_epochs(config) / speed
     slowest, fastest = min(speeds.values()), max(speeds.values())
     how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
     feeding = "".join(
@@ -52,12 +39,32 @@ def plan(profile):
     return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}{feeding}"
 
 
-def fed_by(loader, step, images, device):
-    """Images/s of a step (speed `step` alone) that is fed by a loader of speed `loader`, where images come from files.
+def measured(configs, device):
+    """(images/s of a step by kind of run, ways to compute it, images/s of loaders by data set, seconds of all runs).
+
+    Raises DataError for missing or broken images, ConfigError for runs that do not fit them.
+    """
+    speeds, steps, loaders, seconds = {}, set(), {}, 0.0
+    sets = {name: load(name).to(device) for name in {config.dataset for config in configs}}
+    for config in configs:
+        data = sets[config.dataset]
+        kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
+        if kind not in speeds:
+            speeds[kind], step = images_per_second(config, data, device)
+            steps.add(step)
+        if config.dataset in TREES and config.dataset not in loaders:
+            loaders[config.dataset] = loader_speed(config, data)
+        images = len(data.train) - config.holdout
+        seconds += images * relative_epochs(config) / fed_by(loaders.get(config.dataset), speeds[kind], device)
+    return speeds, steps, loaders, seconds
+
+
+def fed_by(loader, step, device):
+    """Images/s of a step, of speed `step` alone, that a loader of speed `loader` feeds; None where there is none.
 
     On a CPU both share the cores; a GPU and the workers that decode for it work at the same time.
     """
-    if getattr(images, "decoded", True) is not None:
+    if loader is None:
         return step
     return min(step, loader) if device.type == "cuda" else 1 / (1 / step + 1 / loader)
 

@@ -82,7 +82,8 @@ def write_record(record, path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Names of files need not be UTF-8: what of them is not becomes an escape of JSON
+    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8", "backslashreplace")
     os.replace(aside, path)
 
 

@@ -7,6 +7,7 @@ in checkpoints/ and trains none again.
 
 import subprocess
 import sys
+from collections import deque
 
 import submitit
 from submitit.helpers import Checkpointable, as_completed
@@ -19,6 +20,10 @@ from psp.profiles import ROOT
 PYTHON = sys.executable
 # How often a job may reach its time limit: each time it goes on from its last epoch.
 REQUEUES = 100
+# Of the lines that a stage says, all of which are in its job's log, so many are searched for the reason of a failure.
+SAID = 1000
+# A job is one task, whose torchrun starts the processes; several tasks would each train the whole run.
+ONE_TASK = ("nodes", "tasks_per_node", "ntasks_per_node", "ntasks")
 LOGS = ROOT / "checkpoints" / "jobs"
 
 
@@ -36,7 +41,12 @@ class TrainingJob(Checkpointable):
         if processes > 1:
             python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
         command = [*python, "psp.pipeline", "train", profile, run, "--no-notebook"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            said = deque(maxlen=SAID)
+            for line in process.stderr:  # a step of a progress bar is a line, too
+                said.append(line)
+                sys.stderr.write(line)
+        done = subprocess.CompletedProcess(command, process.returncode, stderr="".join(said))
         return what_failed(done) if done.returncode else ""
 
 
@@ -48,8 +58,8 @@ def sweep(profile, runs, cluster, processes, parameters):
         processes: of a job, one for each GPU or CPU that trains a run.
         parameters: submitit's, as "name=value": "timeout_min=240", which it needs, "slurm_partition=gpu", ….
 
-    Raises ConfigError, before anything is submitted, for unknown runs and parameters; RunsFailedError, naming the runs
-    and what they said last, once all others have ended.
+    Raises ConfigError, before anything is submitted, for unknown runs and parameters; RunsFailedError, naming the runs,
+    what they said last and where their logs are, once all others have ended.
     """
     runs = runs or list(profile.runs)
     for run in runs:
@@ -62,7 +72,7 @@ def sweep(profile, runs, cluster, processes, parameters):
     for job in tqdm(as_completed(jobs, poll_frequency=1), total=len(jobs), unit="run"):
         error = job.exception()  # of a job that did not even end by itself
         if said := str(error).strip().splitlines()[0] if error else job.result():
-            failed[names[job.job_id]] = said
+            failed[names[job.job_id]] = f"{said} (log: {job.paths.stderr})"
     raise_if_any_failed(failed, runs)
     return f"{len(runs)} runs trained on {cluster}; `make repro` takes their records from checkpoints/"
 
@@ -72,6 +82,9 @@ def executor_for(cluster, parameters):
     settings = dict(map(parameter, parameters))
     if "timeout_min" not in settings:
         raise ConfigError("set timeout_min=…, the minutes after which a job is cut off and queued again")
+    several = [name for name in settings if name.removeprefix("slurm_") in ONE_TASK and settings[name] != 1]
+    if several:
+        raise ConfigError(f"{several[0]} cannot be set: a job is one task on one node; --processes starts more in it")
     try:
         executor = submitit.AutoExecutor(LOGS / "%j", cluster=cluster, slurm_max_num_timeout=REQUEUES)
         executor.update_parameters(**settings)

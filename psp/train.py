@@ -79,7 +79,9 @@ def train_together(config, checkpoints, device, progress, together):
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)
-        if not checkpoint.restore(state):
+        restored = checkpoint.restore(state)
+        together.agree(state.epoch if restored else None)
+        if not restored:
             own = shared_by(config, together)
             state.choice = together.share(None if together.rank else choose(own, training, data, device))
         state.processes = together
@@ -132,7 +134,7 @@ def shared_by(config, together):
 def choose(config, images, data, device):
     """The fastest way to compute a step of this run here, by trying all on a few of its images."""
     steps = TRIAL_STEPS_ON_CPU if device.type == "cpu" else TRIAL_STEPS
-    few = images.rows(slice(0, steps * config.batch_size)).in_memory()  # steps are tried, not disks
+    few = images.rows(slice(0, steps * config.batch_size)).cropped(config)  # steps are tried, not disks
     still = replace(config, learning_rate=1e-9)  # so that no trial can diverge
 
     def ready(choice):

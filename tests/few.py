@@ -1,6 +1,7 @@
 """Digits so few that a test can train on them in a second, all steps computed one way whatever the machine."""
 
 import sys
+from contextlib import contextmanager
 
 import torch
 
@@ -20,3 +21,19 @@ def use_few_digits(choice=PLAIN):
     """For a process of its own; inside pytest the fixture `few_digits` undoes it again."""
     psp.data._digits = few(psp.data._digits)
     sys.modules["psp.train"].choose = lambda *_: choice
+
+
+@contextmanager
+def in_float64():
+    """Training in float64, in which what the order of a sum makes is too small to grow to anything in a few steps."""
+    modules = [sys.modules[name] for name in ("psp.train", "psp.evaluate")]
+    normalize = psp.data.normalize
+    torch.set_default_dtype(torch.float64)
+    for module in modules:
+        module.normalize = lambda *arguments: normalize(*arguments).double()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+        for module in modules:
+            module.normalize = normalize

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from few import in_float64
 from safetensors.torch import load_file
 from torch import nn
 
@@ -16,6 +18,7 @@ import psp
 from psp.distributed import ALONE, Processes, Statistics, own_device
 from psp.errors import ConfigError
 from psp.fast import Network
+from psp.jobs import what_failed
 from psp.train import State, backward
 
 CONFIG = {
@@ -29,10 +32,9 @@ CONFIG = {
 CONFIG |= {"model": "resnet20", "holdout": 29}
 # A single step, of the same images: sums of gradients in another order are all that differs.
 ONE_STEP = {**CONFIG, "epochs": 1, "batch_size": 96}
-# Over nine steps rounding grows, wherever a ReLU's input changes its sign: weights by up to a percent, as they do with
-# another number of threads, losses less.
-ROUNDING, GROWN = 1e-6, 1e-4
-ONE_IMAGE = 1.01 * 100 / 96  # in percent of an epoch's: where two logits are nearly the same
+# In float32 rounding grows to a percent within nine steps, as it does with another number of threads or on another
+# processor. In float64 (few.py) nothing is seen of it; logits alone are float32.
+ROUNDING, GROWN = 1e-9, 1e-6
 
 SCRIPT = """
 import few, os, psp, signal, sys, torch
@@ -46,7 +48,8 @@ def or_die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(*arguments)
 torch.optim.SGD.step = or_die
-record = psp.train({config!r}, checkpoints={folder!r}, device="cpu", progress=False)
+with few.in_float64():
+    record = psp.train({config!r}, checkpoints={folder!r}, device="cpu", progress=False)
 assert record["provenance"]["processes"] == {processes}
 print(len(steps), "steps", flush=True)
 """
@@ -74,14 +77,14 @@ with open({folder!r} + "/seen-" + os.environ["RANK"], "w") as file:
 """
 
 
-def torchrun(config, folder, kill=0, processes=2, script=SCRIPT):
+def torchrun(config, folder, kill=0, processes=2, script=SCRIPT, options=()):
     """The ended process of `torchrun` with two gloo processes; the second kills itself in step `kill`."""
     path = folder / "script.py"
     path.write_text(script.format(config=config, folder=str(folder), kill=kill, processes=processes))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(psp.__file__).parents[1]}", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [*command, str(path)],
+        [*command, *options, str(path)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -108,17 +111,21 @@ def one_thread():
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, few_digits, one_thread):
     folder = tmp_path_factory.mktemp("alone")
-    psp.train(CONFIG, checkpoints=folder, device="cpu", progress=False)
+    with in_float64():
+        psp.train(CONFIG, checkpoints=folder, device="cpu", progress=False)
     return finished(folder)
 
 
 def check_same(ours, theirs):
-    for key, tolerance in (("loss", {"rel": GROWN}), ("train_error_pct", {"abs": ONE_IMAGE}), ("sparsity", {"abs": 0})):
-        assert [p[key] for p in ours["curve"]] == pytest.approx([p[key] for p in theirs["curve"]], **tolerance)
+    assert [p["loss"] for p in ours["curve"]] == pytest.approx([p["loss"] for p in theirs["curve"]], rel=GROWN)
+    for key in ("train_error_pct", "sparsity"):
+        assert [p[key] for p in ours["curve"]] == [p[key] for p in theirs["curve"]]
+    assert ours["test_error_pct"] == theirs["test_error_pct"]
 
 
 def test_a_step_of_two_processes_gives_the_weights_of_one(tmp_path, few_digits):
-    psp.train(ONE_STEP, checkpoints=tmp_path / "alone", device="cpu", progress=False)
+    with in_float64():
+        psp.train(ONE_STEP, checkpoints=tmp_path / "alone", device="cpu", progress=False)
     (tmp_path / "two").mkdir()
     ended = torchrun(ONE_STEP, tmp_path / "two")
     assert ended.returncode == 0, ended.stderr
@@ -140,6 +147,7 @@ def test_two_processes_give_the_losses_of_one(alone, tmp_path):
 def test_after_a_process_is_killed_the_run_goes_on_to_the_same_numbers(alone, tmp_path):
     killed = torchrun(CONFIG, tmp_path, kill=5)  # in the second epoch of three steps
     assert killed.returncode != 0
+    assert what_failed(killed).startswith("traceback : Signal 9 (SIGKILL) received by PID")
     assert f"exitcode  : {-signal.SIGKILL}" in killed.stderr
     (checkpoint,) = tmp_path.glob("*/last.pt")
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
@@ -153,9 +161,8 @@ def test_two_processes_read_the_files_of_one_in_its_order(tmp_path, monkeypatch)
     """Of four micro-batches a step, the first process has the first two, whatever the workers of each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     config = {**CONFIG, "dataset": "drawings", "model": "resnet18", "epochs": 2, "batch_size": 64}
-    # The weights stay as they are: between so few images in a step, ResNet-18 makes a percent of any rounding.
-    config |= {"holdout": 32, "sides": [64, 64, 64], "learning_rate": 1e-9}
-    script = SCRIPT.replace("record = ", FROM_FILES + "record = ") + WRITE_SEEN
+    config |= {"holdout": 32, "sides": [32, 48, 48]}
+    script = SCRIPT.replace("with few.", FROM_FILES + "with few.") + WRITE_SEEN
     for processes in (1, 2):
         (tmp_path / str(processes)).mkdir()
         ended = torchrun(config, tmp_path / str(processes), script=script, processes=processes)
@@ -168,12 +175,33 @@ def test_two_processes_read_the_files_of_one_in_its_order(tmp_path, monkeypatch)
     check_same(finished(tmp_path / "2")[0], finished(tmp_path / "1")[0])
 
 
+def test_processes_that_torchrun_starts_again_go_on(alone, tmp_path):
+    """By torchrun's own --max-restarts, in one call."""
+    once = SCRIPT.replace("== kill:", '== kill and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":')
+    ended = torchrun(CONFIG, tmp_path, kill=5, script=once, options=["--max-restarts=1"])
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("6 steps") == 2, "both went on from the first epoch"
+    check_same(finished(tmp_path)[0], alone[0])
+
+
+def test_processes_that_see_different_checkpoints_are_an_error(alone, tmp_path):
+    """One folder for each, of which the first has an epoch already: they must not wait for each other."""
+    apart = SCRIPT.replace("checkpoints={folder!r}", 'checkpoints={folder!r} + os.environ["RANK"]')
+    killed = torchrun(CONFIG, tmp_path, kill=5)
+    assert killed.returncode != 0
+    shutil.copytree(tmp_path, f"{tmp_path}0")
+    ended = torchrun(CONFIG, tmp_path, script=apart)
+    assert ended.returncode != 0
+    said = "last epoch in checkpoints/: process 0 1, process 1 none; all processes must see one and the same folder"
+    assert said in ended.stderr
+
+
 def test_one_process_that_diverges_ends_both(tmp_path):
     """Its images alone are at fault; the other must not wait for it."""
-    script = SCRIPT.replace("record = ", LONE_NAN + "record = ")
+    script = SCRIPT.replace("with few.", LONE_NAN + "with few.")
     ended = torchrun(CONFIG, tmp_path, script=script)
     assert ended.returncode != 0
-    assert "DivergedError: the loss became nan at epoch 1" in ended.stderr
+    assert "DivergedError: the loss became nan at epoch 1" in what_failed(ended)
 
 
 def test_micro_batches_that_processes_cannot_share_are_an_error_before_training(tmp_path):

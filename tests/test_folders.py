@@ -1,6 +1,8 @@
 """Trees of image folders: what is read, what is left out and named, and the crops that training and tests are fed."""
 
 import io
+import json
+import os
 import re
 import tarfile
 from dataclasses import replace
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import imagenet
+from torchvision.transforms.v2 import functional as TF
 
 import psp
 from psp import folders, ilsvrc
@@ -23,6 +26,7 @@ from psp.data import load
 from psp.drawings import draw_tree
 from psp.errors import ConfigError, DataError
 from psp.profiles import load_profile
+from psp.records import write_record
 
 TREE = {"dataset": "imagenette", "model": "resnet18", "sides": [32, 48, 48]}
 
@@ -82,6 +86,62 @@ def test_what_cannot_be_read_is_left_out_named_and_counted_and_the_rest_converte
     assert noticed["converted_to_rgb"] == {"CMYK": 1, "L": 1, "P": 1}
     assert noticed["train"] == len(data.train) == 9
     assert all(data.train.image(k).shape[0] == 3 for k in range(9))
+
+
+def test_of_16_bits_a_pixel_the_upper_8_are_kept_and_unknown_ranges_are_left_out(tree):
+    train = tree / "train" / "n01440764"
+    ramp = np.arange(0, 256, 2, dtype=np.uint16).repeat(2).reshape(8, 32) * 257  # of 8 bits each 257 of 65,535
+    Image.fromarray(ramp).save(train / "a-deep.png")
+    Image.fromarray(np.float32([[0.25, 0.5]])).save(train / "float.tif")
+    Image.fromarray(np.int32([[7, 2**20]])).save(train / "int.tif")
+    data = load("imagenette")
+    assert data.about["converted_to_rgb"] == {"I;16": 1}
+    assert torch.equal(data.train.image(0), torch.from_numpy((ramp // 257).astype(np.uint8)).expand(3, 8, 32))
+    reasons = data.about["unreadable"]["files"]
+    assert set(reasons) == {"train/n01440764/float.tif", "train/n01440764/int.tif"}
+    assert reasons["train/n01440764/float.tif"] == "ValueError: pixels of mode 'F' have no range that is known"
+
+
+def test_converted_images_keep_their_colours(tree):
+    """By hand: greyscale in all channels, red of CMYK and of a palette."""
+    train = tree / "train" / "n01440764"
+    Image.new("L", (9, 9), 90).save(train / "a-grey.png")
+    Image.new("CMYK", (9, 9), (0, 255, 255, 0)).save(train / "b-cmyk.JPEG", quality=100)
+    Image.new("RGB", (9, 9), (200, 0, 0)).convert("P").save(train / "c-palette.png")
+    files = load("imagenette").train
+    for row, colour in enumerate([(90, 90, 90), (255, 0, 0), (200, 0, 0)]):
+        assert files.image(row)[:, 4, 4].tolist() == pytest.approx(colour, abs=8)
+
+
+def test_names_that_are_not_utf_8_and_links_that_lead_nowhere(tree):
+    train = tree / "train" / "n01440764"
+    name = os.fsdecode(b"caf\xe9.JPEG")
+    save(train / name)
+    (train / "loop.JPEG").symlink_to("loop.JPEG")
+    (train / "gone.JPEG").symlink_to("nowhere.JPEG")
+    (train / "folder.JPEG").mkdir()
+    (train / os.fsdecode(b"broken-\xe9.JPEG")).touch()
+    for _ in range(2):  # also where what was found is read from its note
+        data = load("imagenette")
+        assert len(data.train) == 7
+        assert data.about["unreadable"]["count"] == 3
+        files = data.about["unreadable"]["files"]
+        assert files["train/n01440764/loop.JPEG"] == files["train/n01440764/gone.JPEG"] == "a link that leads nowhere"
+    (tree / "val" / "n01440764" / "n01440764_0.JPEG").rename(tree / "val" / "n01440764" / name)
+    write_record(load("imagenette").summary(), tree / "record.json")
+    assert json.loads((tree / "record.json").read_text(encoding="utf-8")) == load("imagenette").summary()
+
+
+def test_hidden_folders_are_no_classes(tree):
+    (tree / "train" / ".ipynb_checkpoints").mkdir()
+    assert load("imagenette").num_classes == 2
+
+
+def test_a_class_without_images_is_an_error(tree):
+    for split in ("train", "val"):
+        (tree / split / "n03000684").mkdir()
+    with pytest.raises(DataError, match=r"train/n03000684, val/n03000684 has no image; complete the tree, or take"):
+        load("imagenette")
 
 
 def test_the_files_are_looked_at_once(tree, monkeypatch):
@@ -147,9 +207,10 @@ def test_other_classes_in_val_than_in_train_are_an_error(tree):
 def test_a_split_without_images_is_an_error(tree):
     for file in (tree / "val").glob("*/*"):
         file.unlink()
-    with pytest.raises(DataError, match="val has no image in any folder"):
+    with pytest.raises(DataError, match=r"val has no image in any folder\. It needs a folder for each class"):
         load("imagenette")
-    (tree / "val" / "n01440764" / "broken.png").write_text("no image")
+    for folder in (tree / "val").iterdir():
+        (folder / "broken.png").write_text("no image")
     with pytest.raises(DataError, match="val has no image that can be read"):
         load("imagenette")
 
@@ -211,6 +272,50 @@ def test_the_middle_of_an_image_by_hand():
     image[:, 20:60, 100:140] = 255
     crop = middle(image, 70)  # scaled by one, 70×70 of the middle: rows 5 to 75, columns 85 to 155
     assert torch.equal(crop, image[:, 5:75, 85:155])
+
+
+def test_a_test_looks_at_the_middle_of_a_very_long_image():
+    """And not at 40 million pixels of it."""
+    image = torch.zeros(3, 1, 20_000, dtype=torch.uint8)
+    image[:, :, 9_996:10_004] = 255
+    resize, sizes = TF.resize, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TF, "resize", lambda image, *rest, **options: resize(note(image), *rest, **options))
+
+        def note(image):
+            sizes.append(image.shape)
+            return image
+
+        crop = middle(image, 14)
+    assert sizes == [(3, 1, 8)]
+    assert crop.shape == (3, 14, 14)
+    assert crop.min() == 255
+
+
+def test_crops_that_are_made_are_fed_as_they_are(tree):
+    config = RunConfig.of(TREE)
+    files = load("imagenette").train
+    crops = files.cropped(config)
+    draws = crops.draws(2, torch.Generator())
+    ((pixels, labels),) = crops.feed([(torch.tensor([4, 1]), draws)], config, 7)
+    assert pixels.shape == (2, 3, 32, 32)
+    assert labels.tolist() == [1, 0]
+    assert torch.equal(pixels, crops.pixels[[4, 1]])
+    assert len(crops) == len(files) == 6
+
+
+def test_no_images_make_no_batch(tree, monkeypatch):
+    """As of a process that has none of a small set."""
+    for share in (1.0, 0.0):
+        monkeypatch.setattr(folders, "MEMORY_SHARE", share)
+        assert list(load("imagenette").train.plain(torch.arange(0), RunConfig.of(TREE))) == []
+
+
+def test_a_set_that_is_larger_than_the_memory_limit_stays_on_disk(tree, monkeypatch):
+    values = 3 * 30 * (2 * (40 + 41 + 42) + 2 * (40 + 41))
+    for limit, decoded in ((4 * values, True), (4 * values - 1, False)):
+        monkeypatch.setattr(folders, "memory_limit", lambda limit=limit: limit)
+        assert (load("imagenette").train.decoded is not None) == decoded
 
 
 def test_sides_grow_in_equally_long_steps():

@@ -17,7 +17,6 @@ from psp import pipeline
 from psp.config import RunConfig
 from psp.data import load
 from psp.errors import DataError
-from psp.folders import Files
 from psp.plan import fed_by, images_per_second, minutes, plan, relative_epochs
 from psp.profiles import ROOT, Profile, load_profile
 from psp.records import read_record
@@ -221,12 +220,27 @@ def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
     profile = Profile("elsewhere", {BASELINE: RunConfig(method="baseline")})
     monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
     monkeypatch.setattr("psp.pipeline.ROOT", tmp_path)
+    with pytest.raises(DataError, match=r"does not say yet what digits is; run first: python -m"):
+        pipeline.check_data(profile, "digits")
     pipeline.data(profile)
     pipeline.check_data(profile, "digits")
     path = profile.results / "data.json"
     path.write_text(path.read_text().replace("1437", "1436"))
     with pytest.raises(DataError, match=r"digits at hand is .* promises .* python -m psp.pipeline data elsewhere"):
         pipeline.check_data(profile, "digits")
+
+
+def test_a_sweep_looks_at_the_images_before_it_submits_jobs(tmp_path, monkeypatch):
+    monkeypatch.setattr("psp.profiles.ROOT", tmp_path)
+    monkeypatch.setattr("psp.sweep.executor_for", None)
+    with pytest.raises(DataError, match=r"run first: python -m psp\.pipeline data elsewhere"):
+        pipeline.sweep(Profile("elsewhere", {"a": RunConfig()}), [], "local", 1, ["timeout_min=5"])
+
+
+def test_the_plan_of_a_section_is_that_of_no_other(monkeypatch):
+    monkeypatch.setattr("psp.pipeline.plan", lambda profile: profile.name)
+    plans = [pipeline.plans(load_profile(name)) for name in ("demo/ilsvrc", "demo")]
+    assert plans == ["demo/ilsvrc", "demo\ndemo/cifar\ndemo/ilsvrc"]
 
 
 def test_the_plan_counts_the_runs_that_are_left(monkeypatch):
@@ -253,16 +267,19 @@ def test_the_plan_of_a_tree_counts_the_area_of_its_crops_and_names_the_loader(tm
     missing = RunConfig(dataset="ilsvrc2012", model="resnet18")
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
     assert "cannot be trained here: ilsvrc2012 not found" in plan(Profile("elsewhere", {"a": missing}))
+    monkeypatch.undo()
+    monkeypatch.setattr("psp.plan.runs_left", lambda _: ["a"])
+    large = Profile("elsewhere", {"a": RunConfig(batch_size=10_000)})
+    assert "cannot be trained here: batch_size 10000 exceeds the 1437 images of digits" in plan(large)
 
 
-def test_a_step_that_is_fed_from_files_takes_longer():
-    """By hand: on a CPU 1/30 + 1/60 of a second an image, beside a GPU the longer of the two; from memory nothing."""
-    in_memory, files = (Files(Path(), None, torch.zeros(1), decoded) for decoded in ([], None))
+def test_a_step_that_a_loader_feeds_takes_longer():
+    """By hand: on a CPU 1/30 + 1/60 of a second an image, beside a GPU the longer of the two."""
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert fed_by(60.0, 30.0, files, cpu) == pytest.approx(20.0)
-    assert fed_by(60.0, 30.0, files, gpu) == 30.0
-    assert fed_by(60.0, 90.0, files, gpu) == 60.0
-    assert fed_by(60.0, 30.0, in_memory, cpu) == fed_by(None, 30.0, load("digits").train, cpu) == 30.0
+    assert fed_by(60.0, 30.0, cpu) == pytest.approx(20.0)
+    assert fed_by(60.0, 30.0, gpu) == 30.0
+    assert fed_by(60.0, 90.0, gpu) == 60.0
+    assert fed_by(None, 30.0, cpu) == 30.0
 
 
 def test_the_plan_goes_by_what_dvc_would_train(repository):

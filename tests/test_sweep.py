@@ -1,5 +1,7 @@
 """Sweeps: what is submitted, by submitit's own executor for this machine, and what is said of runs that fail."""
 
+import re
+from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
@@ -56,6 +58,8 @@ def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(job
         ([], "local", ["timeout"], "a parameter is written name=value, got 'timeout'"),
         ([], "local", ["slurm_partition=gpu"], "set timeout_min="),
         ([], "local", ["timeout_min=9", "time_min=5"], "sweep on 'local': .*time_min"),
+        ([], "local", ["timeout_min=9", "tasks_per_node=8"], "tasks_per_node cannot be set: .*--processes"),
+        ([], "slurm", ["timeout_min=9", "nodes=2"], "nodes cannot be set"),
         ([], "slurm", ["timeout_min=9"], "sweep on 'slurm': .*srun"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -64,15 +68,18 @@ def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(job
 
 
 def test_parameters_are_submitits():
-    executor = sweeps.executor_for("local", ["timeout_min=7", "slurm_partition=gpu"])
+    executor = sweeps.executor_for("local", ["timeout_min=7", "slurm_partition=gpu", "nodes=1"])
     assert executor._executor.parameters["timeout_min"] == 7
 
 
 def test_jobs_run_on_the_local_cluster_and_failures_are_named(jobs):
     """Real jobs, in processes that submitit starts."""
     runs = {name: RunConfig() for name in ("a-s0", "bad-s0", "b-s0")}
-    with pytest.raises(RunsFailedError, match="1 of 3 runs failed: bad-s0: error: nothing to train on"):
+    said = r"1 of 3 runs failed: bad-s0: error: nothing to train on \(log: (.*)\)$"
+    with pytest.raises(RunsFailedError, match=said) as raised:
         sweeps.sweep(Profile("demo", runs), [], "local", 1, ["timeout_min=5"])
+    log = Path(re.search(said, str(raised.value))[1])
+    assert "error: nothing to train on\nnoise\n" in log.read_text()
     assert len(list(jobs.rglob("*_submitted.pkl"))) == 3
     assert sweeps.sweep(Profile("demo", runs), ["b-s0"], "local", 1, ["timeout_min=5"]).startswith(
         "1 runs trained on local"
