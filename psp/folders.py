@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ CHUNK = 10_000
 
 @dataclass(frozen=True)
 class Files:
-    """Image files and int64 labels N; decoded images (uint8, 3×H×W) where all of them fit in memory.
+    """Image files and int64 labels N; for training decoded images, too (uint8, 3×H×W), where all `fits` in memory.
 
     `names` are relative to `tree`, as an array of bytes: one object, which worker processes share without copying it.
     """
@@ -50,25 +50,26 @@ class Files:
     tree: Path
     names: np.ndarray
     labels: torch.Tensor
+    fits: bool = False
     decoded: list | None = None
 
     def __len__(self):
         return len(self.labels)
 
     def to(self, device):
-        """Itself: images go to the device by the batch."""
-        return self
+        """Itself, decoded if that fits in memory: images go to the device by the batch."""
+        return self.in_memory() if self.fits else self
 
     def rows(self, index):
         rows = torch.arange(len(self))[index]
         decoded = None if self.decoded is None else [self.decoded[k] for k in rows.tolist()]
-        return Files(self.tree, self.names[rows.numpy()], self.labels[index], decoded)
+        return Files(self.tree, self.names[rows.numpy()], self.labels[index], self.fits, decoded)
 
     def in_memory(self):
         """The same images, all of them decoded."""
         if self.decoded is not None:
             return self
-        return Files(self.tree, self.names, self.labels, list(in_threads(self.image, range(len(self)))))
+        return replace(self, decoded=list(in_threads(self.image, range(len(self)))))
 
     def cropped(self, config):
         """One random crop of each image, of the first epoch's size, as a set that feeds these and no others."""
@@ -220,16 +221,15 @@ def in_threads(function, items):
 
 
 def readable(tree, split, folders, classes, noticed):
-    """The `Files` of a split that can be read, decoded if the whole tree fits in memory."""
+    """The `Files` of a split that can be read."""
     bad = noticed["unreadable"]
     pairs = [(f"{split}/{c}/{name}", k) for k, c in enumerate(classes) for name, _ in folders[c]]
     pairs = [(name, label) for name, label in pairs if name not in bad]
     if not pairs:
         raise DataError(f"{tree / split} has no image that can be read; unpack the set there again")
     names = np.array([os.fsencode(name) for name, _ in pairs])
-    files = Files(tree, names, torch.tensor([label for _, label in pairs]))
     fits = noticed["values"] <= MEMORY_SHARE * memory_limit() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return files.in_memory() if fits else files
+    return Files(tree, names, torch.tensor([label for _, label in pairs]), fits)
 
 
 def summary(noticed):
