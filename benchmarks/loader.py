@@ -1,6 +1,6 @@
 """Does decoding keep training waiting? Images/s of the loader alone, of the step alone, and of both together.
 
-    python benchmarks/loader.py [--networks resnet18 resnet50 densenet121] [--rounds 4] [--batches 6]
+    python benchmarks/loader.py [--networks resnet18 resnet50 densenet121] [--rounds 4] [--batches 12]
 
 The images are JPEGs of ILSVRC2012's usual size, drawn here, cropped to 224×224 as the paper profile does. `files` reads
 and decodes them for every crop, in a DataLoader's workers, as a set that does not fit in memory; `memory` has them
@@ -28,6 +28,7 @@ from psp.fast import deterministic
 from psp.folders import MEAN, STD, Files
 from psp.plan import loader_speed
 from psp.records import device_name, git_commit
+from psp.timing.measure import quartiles
 from psp.train import choose, compute_as_chosen, start, train_epoch
 
 BATCH = 32
@@ -49,9 +50,8 @@ def draw(folder, count):
 
 def trainer(config, data):
     """(a function that trains on images and gives images/s, how a step is computed here)."""
-    few = replace(data, train=data.train.rows(slice(0, BATCH)))
     state = start(config, data.num_classes, DEVICE)
-    state.choice = choose(config, few.train, few, DEVICE)
+    state.choice = choose(config, data.train, data, DEVICE)
     compute_as_chosen(state)
 
     def speed(images):
@@ -77,7 +77,7 @@ def report(speeds, alone):
     """Print medians and quartiles, and how they compare with the step alone."""
     whole = statistics.median(speeds[alone])
     for name, values in speeds.items():
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        median, low, high = quartiles(values)
         print(f"{name:28} {median:9.1f} {f'{low:.1f}–{high:.1f}':>15} {median / whole:8.2f}", flush=True)
 
 
