@@ -21,15 +21,15 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from psp.config import RunConfig
-from psp.data import Dataset
-from psp.distributed import cores_of_one
-from psp.fast import deterministic
-from psp.folders import MEAN, STD, Files
-from psp.plan import loader_speed
-from psp.records import device_name, git_commit
+from psp.data.folders import MEAN, STD, Files
+from psp.data.sets import Dataset
+from psp.pipeline.plan import loader_speed
+from psp.runs.config import RunConfig
+from psp.runs.record import device_name, git_commit
 from psp.timing.measure import quartiles
-from psp.train import choose, compute_as_chosen, start, train_epoch
+from psp.training.distributed import cores_of_one
+from psp.training.fast import deterministic
+from psp.training.train import choose, compute_as_chosen, start, train_epoch
 
 BATCH = 32
 SIZE = (500, 375)

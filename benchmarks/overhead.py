@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 import psp
-from psp.records import device_name, git_commit
-from psp.structures import ALPHA_SHAPE
+from psp.method.structures import ALPHA_SHAPE
+from psp.runs.record import device_name, git_commit
 
 BATCH = 128
 WARMUP = 3

@@ -24,12 +24,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import psp
-from psp.config import RunConfig
-from psp.data import load
-from psp.fast import deterministic
-from psp.records import device_name, git_commit
+from psp.data.sets import load
+from psp.runs.config import RunConfig
+from psp.runs.record import device_name, git_commit
 from psp.timing.work import measure_limits
-from psp.train import choose, compute_as_chosen, start, train_epoch
+from psp.training.fast import deterministic
+from psp.training.train import choose, compute_as_chosen, start, train_epoch
 
 BATCH = 128
 WARMUP_BATCHES = 4  # as many as the DataLoader's workers have ready beforehand

@@ -1,12 +1,12 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
-from psp.cost import cost
-from psp.extract import extract
-from psp.kernels.lanes import freeze
+from psp.extraction.cost import cost
+from psp.extraction.extract import extract
+from psp.frozen.freeze import freeze
+from psp.method.parameterize import fold, parameterize, sparsity, structure_parameters
+from psp.method.regularize import param_groups
 from psp.models import create_model
-from psp.parameterize import fold, parameterize, sparsity, structure_parameters
-from psp.regularize import param_groups
-from psp.train import train
+from psp.training.train import train
 
 __all__ = [
     "cost",

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from few import PLAIN, few
 
-import psp.data
-from psp.data import load
+import psp.data.sets
+from psp.data.sets import load
 from psp.errors import DataError
 
 
@@ -16,15 +16,15 @@ from psp.errors import DataError
 def few_digits():
     """For the length of a test module, the digits are the few of few.py, and no way to compute is tried out."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(psp.data, "_digits", few(psp.data._digits))
-        patch.setattr(sys.modules["psp.train"], "choose", lambda *_: PLAIN)
+        patch.setattr(psp.data.sets, "_digits", few(psp.data.sets._digits))
+        patch.setattr(sys.modules["psp.training.train"], "choose", lambda *_: PLAIN)
         yield
 
 
 @pytest.fixture
 def plain_steps(monkeypatch):
     """No way to compute is tried out."""
-    monkeypatch.setattr(sys.modules["psp.train"], "choose", lambda *_: PLAIN)
+    monkeypatch.setattr(sys.modules["psp.training.train"], "choose", lambda *_: PLAIN)
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.choose import PRODUCTS
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
@@ -23,6 +22,7 @@ from psp.extraction.ops import (
 )
 from psp.extraction.pairs import Product, Sum
 from psp.extraction.shapes import same_shape
+from psp.method.choose import PRODUCTS
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,

@@ -11,10 +11,10 @@ from itertools import product
 import torch
 from torch import nn
 
-from psp.columns import ColumnSparseConv2d
 from psp.extraction.channels import Channels
 from psp.extraction.graph import CONVOLUTION
 from psp.extraction.ops import Op
+from psp.kernels.columns import ColumnSparseConv2d
 
 # A convolution may as well put out constant channels, by its bias, if that costs less than putting them in later.
 # As measured on AVX-512 with oneDNN, output channels cost by full vectors of 16, and a selection costs per value as

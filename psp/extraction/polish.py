@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psp.columns import ColumnSparseConv2d
 from psp.extraction.graph import BATCHNORM, CONVOLUTION
 from psp.extraction.rewrite import SelectChannels
+from psp.kernels.columns import ColumnSparseConv2d
 
 NEW_TENSOR_FUNCTIONS = (torch.cat, F.pad, torch.add, torch.sub, torch.mul)
 NEW_TENSOR_MODULES = (*CONVOLUTION, *BATCHNORM, nn.Linear, ColumnSparseConv2d, SelectChannels)

@@ -1,4 +1,7 @@
-"""Networks by name."""
+"""The paper's CIFAR ResNets and DenseNets by name; ILSVRC's networks come from torchvision.
+
+May use: no other room.
+"""
 
 from functools import partial
 

@@ -4,4 +4,6 @@ Dense and pruned take turns in one run, on pinned threads, after a warm-up; a ti
 quartiles. Each is measured in every variant at hand (eager, compiled, onnxruntime, frozen with images as lanes;
 float32, bfloat16), and a speed-up is against the fastest dense variant. Beside a time stands the floor that memory and
 arithmetic set on this device.
+
+May use: data, extraction, frozen, method, models, runs.
 """

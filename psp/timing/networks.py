@@ -7,13 +7,13 @@ from itertools import product
 import torch
 from torch import nn
 
-from psp.baselines import fix_sparsity
-from psp.data import classes_of
-from psp.masks import apply_masks
-from psp.methods import build_model
+from psp.data.sets import classes_of
+from psp.method.baselines import fix_sparsity
+from psp.method.masks import apply_masks
+from psp.method.methods import build_model
+from psp.method.parameterize import parameterize, structure_parameters
 from psp.models import create_model
-from psp.parameterize import parameterize, structure_parameters
-from psp.records import read_record
+from psp.runs.record import read_record
 
 SEED = 0
 

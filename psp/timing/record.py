@@ -4,10 +4,11 @@ from itertools import product
 
 import torch
 
-from psp.cost import cost
-from psp.extract import extract, fold_batchnorm
-from psp.parameterize import sparsity
-from psp.records import provenance, read_record
+from psp.extraction.cost import cost
+from psp.extraction.extract import extract, fold_batchnorm
+from psp.method.parameterize import sparsity
+from psp.runs.provenance import provenance
+from psp.runs.record import read_record
 from psp.timing.measure import alternate
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU

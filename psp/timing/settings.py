@@ -2,10 +2,10 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from psp.baselines import check_sparsity
 from psp.errors import ConfigError
+from psp.method.baselines import check_sparsity
+from psp.method.structures import check_structure
 from psp.models import check_model
-from psp.structures import check_structure
 
 BACKENDS = ("eager", "compile", "onnxruntime", "lanes", "cuda_graph")
 PRECISIONS = ("float32", "bfloat16")

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from psp.errors import KernelError
-from psp.kernels.lanes import freeze
+from psp.frozen.freeze import freeze
 from psp.timing.settings import NO_GPU
 
 

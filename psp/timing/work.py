@@ -5,7 +5,7 @@ import time
 import torch
 from torch import nn
 
-from psp.cost import cost, evaluation_mode, hooked
+from psp.extraction.cost import cost, evaluation_mode, hooked
 from psp.timing.floor import Limits, Work
 from psp.timing.settings import PRECISIONS
 

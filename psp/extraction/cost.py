@@ -1,0 +1,97 @@
+"""Parameters and multiply-accumulates of a network, without what is pruned."""
+
+from collections import Counter
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from psp.method.parameterize import holders, parametrizations, sparsity, structure_parameters, weight_shape
+
+
+class Cost(NamedTuple):
+    """Parameters, and multiply-accumulates of one forward pass."""
+
+    params: int
+    macs: int
+
+
+def cost(model, example_input):
+    """`Cost` of `model` on `example_input`, a tensor or a tuple of arguments; for the usual count give it one image.
+
+    Multiply-accumulates are those that torch.utils.flop_counter knows: convolutions, linear layers, attention and other
+    matrix products; normalization, activations and additions are not counted. In a parameterized layer only the weights
+    of kept structures count, and α, which `psp.fold` multiplies into them, does not. Inputs that other layers have
+    zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros where a dense kernel of few
+    zeros is faster. A layer that changes its weight in its own forward, as weight standardization does, counts by what
+    is pruned of the weight, though no zero is left. Of torch's MultiheadAttention the output projection is counted
+    whole, since it reads that layer's weight without calling it.
+    """
+    pruned = sparsity(model).layers
+    zeroed = {
+        name: round(pruned[name].weights * weight_shape(layer).numel())
+        for name, (layer, _) in parametrizations(model).items()
+    }
+    alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
+    params = sum(p.numel() for p in model.parameters()) - alphas - zeroed_parameters(model)
+    saved = []
+
+    def save(name):
+        def hook(layer, inputs, output):
+            positions = output.numel() // weight_shape(layer)[0]
+            saved.append(zeroed[name] * positions)
+
+        return hook
+
+    hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
+    with hooked(hooks), evaluation_mode(model), countable(), FlopCounterMode(display=False) as counter:
+        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+        model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
+    return Cost(params, counter.get_total_flops() // 2 - sum(saved))
+
+
+def zeroed_parameters(model):
+    """How many weights are zeroed; one that several modules share, only where all of them zero it."""
+    kept, zeroing, holding = {}, Counter(), holders(model)
+    for layer, pruner in parametrizations(model).values():
+        weights = tuple(id(p) for p in layer.parametrizations.weight.parameters(recurse=False))
+        kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
+        zeroing[weights] += 1
+    gone = {weights: mask.numel() - int(mask.sum()) for weights, mask in kept.items()}
+    return sum(count for weights, count in gone.items() if zeroing[weights] == holding[weights[0]])
+
+
+@contextmanager
+def countable():
+    """No gradients, and no fused path of transformer layers, of which the counter would see nothing."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
+def hooked(hooks):
+    """Forward hooks, pairs of a module and a hook, for as long as the context lasts."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def evaluation_mode(model):
+    """Every module of `model` in evaluation mode for as long as the context lasts, then as it was before."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, mode in training.items():
+            module.training = mode

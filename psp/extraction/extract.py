@@ -1,0 +1,180 @@
+"""From a masked network to a physically smaller one that computes the same.
+
+Zeros save nothing until they are taken out. What is left of the network is found in four steps, each exact, whose
+details are in `psp/extraction/`:
+
+1. graph: the network, folded, as a graph of operations; batch normalization goes into the convolutions.
+2. channels: forward, which channels are live and which are constants; backward, which of them anybody reads.
+3. rewrite: the graph once more, with those channels alone that are live and read. A residual branch of constants,
+   for example, is no more than a constant added to the sum, and all its layers are gone.
+4. layers: every convolution that is left becomes the smallest that has its nonzero weights.
+
+All of it runs in float64, and the result is compared with the network, on the example and on random values beside it,
+before it is handed out.
+"""
+
+import copy
+
+import torch
+
+from psp.errors import ExtractError
+from psp.extraction.channels import ask, follow
+from psp.extraction.graph import fold_batchnorm_, make_pure, trace
+from psp.extraction.kinds import classify
+from psp.extraction.polish import polish
+from psp.extraction.rewrite import Builder
+from psp.extraction.shapes import find_flattens, find_shapes
+from psp.method.parameterize import fold, parametrizations
+
+# What wraps a network, and the attribute that is the network itself.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+}
+# In float64, relative to the largest output: rounding alone, after a hundred layers.
+TOLERANCE = 1e-9
+
+
+@torch.no_grad()
+def extract(model, example_input):
+    """A new, physically smaller network with the outputs of `model`, in which the pruned structures are gone.
+
+    Zero weights decide, not the structure that they were pruned by. `model` stays as it is.
+
+    Args:
+        model: a parameterized network in evaluation mode, of any architecture that torch.fx can trace. Operations that
+            are not known here keep all their inputs and outputs.
+        example_input: a tensor N×channels×height×width, or a tuple of the first arguments of `forward`, of which others
+            are held at their defaults. The new network is for images of any size and batches of any length that
+            `model` takes.
+
+    Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`.
+
+    Raises:
+        ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
+            forward hooks or weights of several types; the example does not fit it (the layer is named), its outputs are
+            not finite, or the network has something in it that cannot be made smaller with exactly the same outputs.
+    """
+    check(model)
+    inputs = as_inputs(example_input)
+    masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
+    network = trace(masked, len(inputs))
+    find_shapes(network, inputs)
+    shown = inputs, beside(inputs)
+    expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
+    check_finite(expected[0])
+    make_pure(network)
+    fold_batchnorm_(network)
+    find_flattens(network)
+    classify(network)
+    known = follow(network.graph)
+    wanted = ask(network.graph, known)
+    smaller = polish(Builder(network, known, wanted).build())
+    for values, outputs in zip(shown, expected, strict=True):
+        compare(smaller(*values), outputs)
+    like = next(model.parameters())
+    return smaller.to(like.device, like.dtype).eval()
+
+
+@torch.no_grad()
+def fold_batchnorm(model):
+    """The network with every batch normalization folded into the convolution or linear layer right before it.
+
+    What a dense network is to be compared with: evaluation-mode batch normalization costs nothing there either.
+    `model`, in evaluation mode, parameterized or not, stays as it is. Returns a torch.fx.GraphModule.
+    """
+    check_plain(model)
+    check_evaluation(model)
+    network = trace(fold(copy.deepcopy(model)))
+    fold_batchnorm_(network)
+    return network.eval()
+
+
+def check(model):
+    """Raise ExtractError unless `model` is a parameterized network of one type that can be looked into."""
+    check_plain(model)
+    if not parametrizations(model):
+        raise ExtractError(
+            f"{type(model).__name__} has no parameterized layer, so nothing in it is pruned; call "
+            "psp.parameterize(model) and train it first, and do not call psp.fold before psp.extract"
+        )
+    check_evaluation(model)
+    kinds = {}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            kinds.setdefault(parameter.dtype, name.partition(".parametrizations.")[0])
+    if len(kinds) > 1:
+        named = ", ".join(f"{name!r} in {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
+        raise ExtractError(f"the weights are of several types: {named}; bring them to one, as by model.float(), first")
+
+
+def check_plain(model):
+    """Raise ExtractError, naming what is in the way, for a wrapped network and for one with forward hooks."""
+    kind = type(model).__name__
+    if kind in WRAPPERS:
+        raise ExtractError(f"{kind} wraps the network: give model.{WRAPPERS[kind]} instead")
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ExtractError(
+                f"{_named(name, model)} has a forward hook, which a new network would not have; remove it first, by "
+                "handle.remove() or, if torch put it there, as torch.nn.utils.remove_spectral_norm does"
+            )
+
+
+def check_evaluation(model):
+    """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
+    for name, module in model.named_modules():
+        if module.training and "parametrizations" not in name.split("."):  # their mode changes nothing
+            raise ExtractError(f"{_named(name, model)} is in training mode; call model.eval() first")
+
+
+def _named(name, model):
+    return f"module {name!r} of {type(model).__name__}" if name else type(model).__name__
+
+
+def as_inputs(example_input):
+    """The arguments of `forward` as a tuple, in float64. Raises ExtractError if there is anything but tensors."""
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise ExtractError(
+            f"example_input must be a tensor N×channels×height×width or a tuple of tensors, got {example_input!r:.60}"
+        )
+    return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)
+
+
+def beside(inputs):
+    """The inputs with normal noise added to what is not whole numbers: an example of zeros would hide much."""
+    noise = torch.Generator().manual_seed(0)
+    return tuple(
+        x + torch.randn(x.shape, generator=noise, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
+    )
+
+
+def check_finite(outputs):
+    """Raise ExtractError if any tensor of the outputs has a value that is not finite."""
+    if not all(tensor.isfinite().all() for tensor in _tensors(outputs)):
+        raise ExtractError(
+            "the network's outputs for example_input are not finite; look at its weights and the example"
+        )
+
+
+def compare(outputs, expected):
+    """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
+    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
+        bound = {"rtol": 0, "atol": TOLERANCE * _largest(theirs), "equal_nan": True}
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, **bound):
+            raise ExtractError(
+                "the smaller network does not give the outputs of the masked one: its forward is no function of the "
+                "input alone (random numbers, a state, a write into a view of a tensor)"
+            )
+
+
+def _tensors(nest):
+    return [t for t in torch.utils._pytree.tree_leaves(nest) if isinstance(t, torch.Tensor)]
+
+
+def _largest(tensor):
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.any() else 1.0

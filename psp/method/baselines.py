@@ -1,0 +1,103 @@
+"""What Figure 3 compares PSP with: pruning to a prescribed sparsity, layer by layer.
+
+ℓ1 norm: train, prune, retrain. Each structure's importance is ‖w_i‖₁ (Li et al. 2017, Mao et al. 2017); at
+one moment of the training the least important ones are masked for good and the rest trains on.
+Fixed sparsity: PSP without a regularizer's choice. The layer's structures with the smallest |α| are
+pruned at every step, straight-through, so that which ones they are can change until the end.
+How the paper schedules its ℓ1-norm pruning is not available to us.
+"""
+
+import torch
+from torch import nn
+
+from psp.errors import ConfigError
+from psp.method.parameterize import GRADIENTS, INIT, ThresholdedScale, attach, check_gradient, parametrizations
+from psp.method.structures import alpha_shape, is_one_structure
+
+
+class FixedSparsity(ThresholdedScale):
+    """w ↦ w · ν(α) where ν zeroes the `pruned` structures of smallest |α| instead of those below ε."""
+
+    def __init__(self, weight, structure, sparsity, init, gradient):
+        check_share(structure, weight.shape)
+        super().__init__(weight, structure, None, init, gradient)
+        self.sparsity = sparsity
+
+    def kept(self):
+        return largest(self.alpha.detach().abs(), self.sparsity)
+
+    def extra_repr(self):
+        return f"structure={self.structure}, sparsity={self.sparsity}, alpha={tuple(self.alpha.shape)}"
+
+
+class NormMask(nn.Module):
+    """w ↦ w · m with a binary mask m per structure; everything is kept until `prune` is called."""
+
+    def __init__(self, weight, structure):
+        super().__init__()
+        check_share(structure, weight.shape)
+        self.structure = structure
+        shape = alpha_shape(weight.shape, structure)
+        self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
+
+    def kept(self):
+        return self.mask
+
+    def forward(self, weight):
+        return weight * self.mask
+
+    def prune(self, weight, sparsity):
+        """Mask the share `sparsity` of structures with the smallest ‖w_i‖₁."""
+        spanned = [axis for axis, length in enumerate(self.mask.shape) if length == 1]
+        norm = weight.detach().abs().sum(spanned, keepdim=True) if spanned else weight.detach().abs()
+        self.mask.copy_(largest(norm, sparsity))
+
+
+def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gradient=GRADIENTS[0]):
+    """PSP at a prescribed sparsity: in every layer the share `sparsity` (0…1) of smallest |α| is pruned.
+
+    In place; returns `model`. Arguments and errors as `psp.parameterize`, and ConfigError for a sparsity outside
+    0…1 or for a layer that is one structure, as all are for "layer" and 1×1 convolutions for "shape".
+    """
+    check_sparsity(sparsity)
+    check_gradient(gradient)
+    return attach(model, structure, skip, lambda weight, own: FixedSparsity(weight, own, sparsity, init, gradient))
+
+
+def attach_norm_masks(model, structure="column", skip=()):
+    """Give every layer an all-kept mask per structure, in place; `prune_by_norm` closes them. Returns `model`."""
+    return attach(model, structure, skip, NormMask)
+
+
+def prune_by_norm(model, sparsity):
+    """In every layer with a `NormMask`, prune the share `sparsity` (0…1) of structures of smallest ℓ1 norm."""
+    check_sparsity(sparsity)
+    for layer, pruner in parametrizations(model).values():
+        if isinstance(pruner, NormMask):
+            pruner.prune(layer.weight, sparsity)
+    return model
+
+
+def largest(score, sparsity):
+    """Boolean mask in the shape of `score`: all but the round(sparsity · n) smallest; ties go to the first."""
+    keep = score.numel() - round(sparsity * score.numel())
+    order = score.flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros(score.numel(), dtype=torch.bool, device=score.device)
+    return kept.index_fill_(0, order[:keep], True).view_as(score)
+
+
+def check_sparsity(sparsity):
+    """Raise ConfigError unless 0 ≤ sparsity ≤ 1."""
+    if not 0 <= sparsity <= 1:
+        raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
+
+
+def check_share(structure, weight_shape=()):
+    """Raise ConfigError where a layer is one structure: no share of it can be prescribed."""
+    if structure == "layer":
+        raise ConfigError("structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize")
+    if weight_shape and is_one_structure(weight_shape, structure):
+        raise ConfigError(
+            f"structure {structure!r} of a weight {'×'.join(map(str, weight_shape))} is the whole layer, which has no "
+            "sparsity to prescribe; skip this layer or give it another structure"
+        )

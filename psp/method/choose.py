@@ -1,0 +1,129 @@
+"""Which layers of a network are parameterized, and by which structure.
+
+A whole layer can be pruned only where a bypass exists, such as the shortcut of a residual block or the
+concatenation of a dense block: what the bypass carries must still get from the input to the output.
+"""
+
+import operator
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import torch
+from torch import fx, nn
+
+from psp.errors import ConfigError
+from psp.method.structures import check_structure
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+# What only looks at a tensor's shape passes none of its values on.
+SHAPE_QUERIES = ("size", "dim", "shape", "numel")
+PRODUCTS = (operator.mul, torch.mul, "mul")
+
+
+def choose_structures(model, structure, skip=()):
+    """{layer name: structure} of the convolution and linear layers of `model` that are to be parameterized.
+
+    Args:
+        model: any nn.Module.
+        structure: one structure for all layers, or a mapping of layer names or patterns to a structure or None
+            (left as it is). Where several patterns match a layer, the last one counts; a layer that none
+            matches is left as it is.
+        skip: layer names or patterns that are left as they are.
+
+    Raises:
+        ConfigError: an unknown structure; a pattern that matches no layer, or none that later patterns leave to it;
+            no layer left; a layer without a bypass that would get structure "layer"; a layer without a shape yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
+    names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
+    skip = (skip,) if isinstance(skip, str) else tuple(skip or ())
+    for pattern in (*rules, *skip):
+        if not isinstance(pattern, str):
+            raise ConfigError(f"layers are chosen by names or patterns, such as 'layer1.*', got {pattern!r}")
+    for wanted in rules.values():
+        if wanted is not None:
+            check_structure(wanted)
+    if not names:
+        raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
+    for kind, pattern in [("structure", p) for p in rules] + [("skip", p) for p in skip]:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"{kind} pattern {pattern!r} matches no layer; the layers are: {', '.join(names)}")
+    deciding = {name: [p for p in rules if fnmatchcase(name, p)][-1:] for name in names}
+    for pattern in rules:
+        if [pattern] not in deciding.values():
+            raise ConfigError(f"structure pattern {pattern!r} decides nothing: later ones match all of its layers")
+    chosen = {name: rules[p[0]] for name, p in deciding.items() if p and not any(fnmatchcase(name, s) for s in skip)}
+    chosen = {name: wanted for name, wanted in chosen.items() if wanted is not None}
+    if not chosen:
+        raise ConfigError(
+            f"no convolution or linear layer left to parameterize in {type(model).__name__} by structure={structure!r} "
+            f"and skip={skip!r}"
+        )
+    check_initialized(model, chosen)
+    check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])
+    return chosen
+
+
+def check_initialized(model, names):
+    """Raise ConfigError, naming the layer, for one whose weight has no shape before it has seen an input."""
+    for name in names:
+        if nn.parameter.is_lazy(model.get_submodule(name).weight):
+            raise ConfigError(f"layer {name!r} has no shape yet; run the network once on an example first")
+
+
+def check_bypass(model, names):
+    """Raise ConfigError, naming the layers at fault, unless input reaches output with all of `names` removed."""
+    blocking = without_bypass(model, names) if names else []
+    if blocking:
+        raise ConfigError(
+            f"structure 'layer' needs a bypass, and nothing leads around {', '.join(blocking)} once the other layers "
+            "are pruned; skip these layers or give them another structure"
+        )
+
+
+def without_bypass(model, names):
+    """The layers of `names`, in the order of execution, whose removal after the others' would cut input from output."""
+    try:
+        graph = fx.Tracer().trace(model)
+    except Exception as error:  # whatever the model's forward raises when it meets a symbolic value
+        raise ConfigError(
+            f"structure 'layer' has to see the branches of {type(model).__name__}, and torch.fx cannot trace it "
+            f"({error}); use another structure"
+        ) from error
+    calls = {}
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in names:
+            calls.setdefault(node.target, set()).add(node)
+        elif node.op == "get_attr" and node.target.endswith(".weight"):  # a weight that is used without its layer
+            name = node.target.removesuffix(".weight")
+            if name in names:
+                calls.setdefault(name, set()).update(node.users)
+    zeros = {node for name, nodes in calls.items() if model.get_submodule(name).bias is None for node in nodes}
+    removed, blocking = set(), []
+    for name, nodes in calls.items():
+        if _output_is_reached(graph, removed | nodes, zeros & (removed | nodes)):
+            removed |= nodes
+        else:
+            blocking.append(name)
+    return blocking
+
+
+def _output_is_reached(graph, removed, zeros):
+    """Whether input reaches output beside the nodes `removed`, of which `zeros` put out 0, and others constants."""
+    reached = set()
+    for node in graph.nodes:  # in order of execution: a node's inputs come before it
+        if node.target in PRODUCTS and zeros.intersection(node.all_input_nodes):
+            zeros = zeros | {node}
+            continue
+        fed = node.op == "placeholder" or any(source in reached for source in node.all_input_nodes)
+        if fed and node not in removed and not _queries_shape(node):
+            reached.add(node)
+    return any(node.op == "output" for node in reached)
+
+
+def _queries_shape(node):
+    if node.op == "call_method":
+        return node.target in SHAPE_QUERIES
+    return node.op == "call_function" and node.target is getattr and node.args[1] in SHAPE_QUERIES

@@ -1,0 +1,79 @@
+"""Regularization that drives structure parameters to zero.
+
+Equation (6) of the paper, the update of a structure parameter under weight decay:
+
+    Δα_i(t+1) = μ Δα_i(t) − η ∂E/∂α_i − λ η α_i
+
+with momentum μ, learning rate η and regularization strength λ. At a constant η this is exactly
+torch.optim.SGD with momentum μ and weight_decay λ on α. PyTorch keeps the buffer v = Δα/(−η) and steps by
+η(t)·v, so that under a schedule the momentum term is μ·η(t+1)/η(t)·Δα(t): our runs, whose η changes at every
+step, follow equation (6) up to that factor, which is close to 1. For ℓ1 the last term is λ η sign(α_i).
+"""
+
+import math
+from numbers import Real
+
+from torch import nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from psp.errors import ConfigError
+from psp.method.parameterize import structure_parameters
+
+REGULARIZERS = ("weight_decay", "l1")
+# A LayerNorm over several axes has parameters of as many.
+NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weight_decay"):
+    """Parameter groups for any torch optimizer: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
+
+    Args:
+        model: a module, parameterized or, with structure_decay 0, not.
+        weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes); biases and normalization have none.
+        structure_decay: λ ≥ 0 on α.
+        regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
+
+    Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
+    The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it, also to
+    gradients that a GradScaler has scaled. A step with a closure, which computes gradients anew within the step, raises
+    ConfigError where there is such an entry.
+    """
+    if regularizer not in REGULARIZERS:
+        raise ConfigError(f"unknown regularizer {regularizer!r}; choose one of {', '.join(REGULARIZERS)}")
+    for name, decay in (("weight_decay", weight_decay), ("structure_decay", structure_decay)):
+        if not isinstance(decay, Real) or not 0 <= decay < math.inf:
+            raise ConfigError(f"decay must be at least 0, and finite, got {name}={decay!r}")
+    alphas = list(structure_parameters(model).values())
+    if structure_decay and not alphas:
+        raise ConfigError(f"structure_decay={structure_decay} has no α to act on; call psp.parameterize(model) first")
+    ids = {id(alpha) for alpha in alphas}
+    normal = {id(p) for module in model.modules() if isinstance(module, NORMALIZATIONS) for p in module.parameters()}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1 and id(p) not in normal], "weight_decay": weight_decay},
+        {"params": [p for p in others if p.ndim <= 1 or id(p) in normal], "weight_decay": 0.0},
+        {"params": alphas, "weight_decay": 0.0, "psp_l1": 0.0},
+    ]
+    groups[-1]["psp_l1" if regularizer == "l1" else "weight_decay"] = structure_decay
+    return [group for group in groups if group["params"]]
+
+
+def _add_l1_gradient(optimizer, args, kwargs):
+    """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
+    if isinstance(getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer: the inner one steps, too
+        return
+    asking = [group for group in optimizer.param_groups if group.get("psp_l1", 0.0)]
+    if asking and any((*args[1:], *kwargs.values())):
+        raise ConfigError("regularizer 'l1' cannot be added within optimizer.step(closure); call backward, then step()")
+    # A fused optimizer divides gradients by the GradScaler's scale itself, after this hook.
+    scale = getattr(optimizer, "grad_scale", None)
+    for group in asking:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                sign = parameter.detach().sign()
+                parameter.grad.add_(sign if scale is None else sign * scale, alpha=group["psp_l1"])
+
+
+# A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.
+# Optimizers whose groups have no "psp_l1" entry, which is every other optimizer of the process, are left alone.
+register_optimizer_step_pre_hook(_add_l1_gradient)

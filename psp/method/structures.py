@@ -1,0 +1,52 @@
+"""The structures of a weight tensor: which weights share one structure parameter α.
+
+A convolution's weight is K×C×R×S (output channels, input channels, kernel height and width); Conv1d has
+one kernel axis, Conv3d three, a Linear layer none. Seen as the matrix K×(C·R·S) that multiplies the
+im2col matrix, a *column* is what one row of the im2col matrix meets: pruning it removes that row too.
+
+Where there is but one kernel position, in 1×1 convolutions and Linear layers, a *shape* is the whole layer: skip these
+layers unless that is meant.
+
+In a grouped convolution C counts the input channels of one group, and a column or a kernel position is the
+same one in all groups: in a depthwise convolution the two are the same thing.
+
+α has one entry per structure and keeps an axis of length 1 wherever the structure spans the axis, so
+that w · α is a plain broadcast. A new granularity is one line in `ALPHA_SHAPE`.
+"""
+
+import math
+
+from psp.errors import ConfigError
+
+ALPHA_SHAPE = {
+    "weight": lambda k, c, taps: (k, c, *taps),  # fine-grained: the unstructured reference
+    "column": lambda k, c, taps: (1, c, *taps),
+    "channel": lambda k, c, taps: (k, 1, *(1 for _ in taps)),  # an output channel, also called filter
+    "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
+    "layer": lambda k, c, taps: (
+        1,
+        1,
+        *(1 for _ in taps),
+    ),  # the whole weight; only where a bypass exists (psp.method.choose)
+}
+
+
+def alpha_shape(weight_shape, structure):
+    """Shape of α for a weight of shape K×C×kernel…: α broadcasts against the weight.
+
+    Raises ConfigError for a structure that is not in `ALPHA_SHAPE`.
+    """
+    check_structure(structure)
+    k, c, *taps = weight_shape
+    return ALPHA_SHAPE[structure](k, c, taps)
+
+
+def is_one_structure(weight_shape, structure):
+    """Whether a weight of that shape is a single structure: pruned, nothing of its layer is left."""
+    return math.prod(alpha_shape(weight_shape, structure)) == 1
+
+
+def check_structure(structure):
+    """Raise ConfigError, naming the known ones, unless `structure` is a known granularity."""
+    if not isinstance(structure, str) or structure not in ALPHA_SHAPE:
+        raise ConfigError(f"unknown structure {structure!r}; choose one of {', '.join(ALPHA_SHAPE)}")

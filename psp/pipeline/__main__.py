@@ -1,0 +1,5 @@
+"""`python -m psp.pipeline`: see `psp.pipeline.commands`."""
+
+from psp.pipeline.commands import main
+
+main()

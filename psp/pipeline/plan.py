@@ -1,0 +1,114 @@
+"""How long a profile will take on this machine: images/s of a short probe × images left to train on."""
+
+import json
+import subprocess
+import sys
+import time
+
+import torch
+
+from psp.data.limits import cores_of_one
+from psp.data.sets import TREES, load
+from psp.errors import ConfigError, DataError
+from psp.pipeline.profiles import ROOT
+from psp.runs.provenance import device_name
+from psp.training.distributed import own_device
+from psp.training.fast import deterministic
+from psp.training.train import choose, steps_per_epoch
+
+LOADER_BATCHES = 10
+PREFETCHED = 2  # batches by each of a DataLoader's workers
+
+
+def plan(profile):
+    """Projected time of the runs that `dvc repro` would train, in words."""
+    left = runs_left(profile)
+    counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} up to date"
+    if not left:
+        return f"{counts}; nothing to train"
+    device = own_device()
+    try:
+        speeds, steps, loaders, seconds = measured([profile.config(run) for run in left], device)
+    except (ConfigError, DataError) as error:
+        return f"{counts}; cannot be trained here: {error}"
+    slowest, fastest = min(speeds.values()), max(speeds.values())
+    how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
+    feeding = "".join(
+        f"; {name} is decoded and cropped at {speed:.0f} images/s{', which training waits for' * (speed < fastest)}"
+        for name, speed in loaders.items()
+    )
+    return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}{feeding}"
+
+
+def measured(configs, device):
+    """(images/s of a step by kind of run, ways to compute it, images/s of loaders by data set, seconds of all runs).
+
+    Raises DataError for missing or broken images, ConfigError for runs that do not fit them.
+    """
+    speeds, steps, loaders, seconds = {}, set(), {}, 0.0
+    sets = {name: load(name).to(device) for name in {config.dataset for config in configs}}
+    for config in configs:
+        data = sets[config.dataset]
+        kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
+        if kind not in speeds:
+            speeds[kind], step = images_per_second(config, data, device)
+            steps.add(step)
+        if config.dataset in TREES and config.dataset not in loaders:
+            loaders[config.dataset] = loader_speed(config, data)
+        images = len(data.train) - config.holdout
+        seconds += images * relative_epochs(config) / fed_by(loaders.get(config.dataset), speeds[kind], device)
+    return speeds, steps, loaders, seconds
+
+
+def fed_by(loader, step, device):
+    """Images/s of a step, of speed `step` alone, that a loader of speed `loader` feeds; None where there is none.
+
+    On a CPU both share the cores; a GPU and the workers that decode for it work at the same time.
+    """
+    if loader is None:
+        return step
+    return min(step, loader) if device.type == "cuda" else 1 / (1 / step + 1 / loader)
+
+
+def relative_epochs(config):
+    """A run's epochs, each counted by the area of its images relative to the first one's."""
+    return sum(config.train_side(epoch) ** 2 for epoch in range(config.epochs)) / config.train_side(0) ** 2
+
+
+def runs_left(profile):
+    """Names of the runs whose record is missing or out of date, as DVC sees it."""
+    command = [sys.executable, "-m", "dvc", "status", "--json", profile.pipeline_file().relative_to(ROOT)]
+    status = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if status.returncode:
+        raise ConfigError(f"`dvc status` failed: {status.stderr.strip()}")
+    changed = {stage.split(":")[-1] for stage in json.loads(status.stdout)}
+    return [run for run in profile.runs if f"{profile.stage_prefix()}train@{run}" in changed]
+
+
+def loader_speed(config, data):
+    """Images/s of a tree's training crops alone, without a step: what must not be slower than training."""
+    ahead = PREFETCHED * cores_of_one()  # batches that workers have begun before the clock starts, and are not counted
+    order = torch.randperm(len(data.train)).repeat(2)[: (LOADER_BATCHES + 2 * ahead) * config.batch_size]
+    parts = [(b, data.train.draws(len(b), torch.Generator())) for b in order.split(config.batch_size)]
+    fed = data.train.feed(parts, config, 0)
+    for _ in range(min(ahead, len(parts) - 1)):
+        next(fed)
+    began, images = time.perf_counter(), 0
+    for _, labels in fed:
+        images += len(labels)
+    return images / (time.perf_counter() - began)
+
+
+def images_per_second(config, data, device):
+    """(speed of a few steps of the real loop, the way they are computed): the fastest way that this machine has."""
+    steps_per_epoch(config, data.train)
+    with deterministic():
+        speeds = choose(config, data.train, data, torch.device(device))["images_per_second"]
+    step = max(speeds, key=speeds.get)
+    return speeds[step], step
+
+
+def minutes(seconds):
+    """A duration in whole minutes, or hours and minutes."""
+    hours, rest = divmod(max(1, round(seconds / 60)), 60)
+    return f"{hours} h {rest} min" if hours else f"{rest} min"

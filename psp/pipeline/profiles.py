@@ -1,0 +1,145 @@
+"""Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
+
+`params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
+profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed. A
+file's sections `cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and
+`<name>/ilsvrc`: their data may be missing without harm to the rest, and their results lie in folders of their own.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import yaml
+
+from psp.errors import ConfigError
+from psp.files import ROOT
+from psp.runs.config import RunConfig
+from psp.timing.settings import TimingConfig
+
+SECTIONS = ("cifar", "ilsvrc")
+DATA_TITLES = {
+    "imagenette": "Imagenette (10 of 1,000 ILSVRC classes)",
+    "drawings": "JPEGs drawn for this purpose",
+    "ilsvrc2012": "ILSVRC2012",
+}
+CHECKPOINTS = ROOT / "checkpoints"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A named set of runs, what of them is timed, and where the results lie."""
+
+    name: str
+    runs: dict
+    timing: TimingConfig | None = None
+
+    @property
+    def results(self):
+        return ROOT / "results" / self.name
+
+    def record_path(self, run):
+        return self.results / "runs" / f"{run}.json"
+
+    def timing_path(self, device_type):
+        return self.results / "timing" / f"{device_type}.json"
+
+    def stage_prefix(self):
+        """What the names of this profile's stages in dvc.yaml begin with."""
+        return "".join(f"{section}_" for section in self.name.split("/")[1:])
+
+    def pipeline_file(self):
+        """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
+        return profile_path(self.name.split("/")[0]).with_name("dvc.yaml")
+
+    def notebook_path(self, name):
+        """Where an executed notebook goes; nothing reads it but people."""
+        return self.results / "executed" / f"{name}.ipynb"
+
+    def only(self, **settings):
+        """The profile with just those runs whose settings are these: only(structure="column", seed=0)."""
+        return replace(
+            self, runs={n: c for n, c in self.runs.items() if all(getattr(c, k) == v for k, v in settings.items())}
+        )
+
+    def config(self, run):
+        """The RunConfig of a run. Raises ConfigError, naming the known runs, for an unknown one."""
+        if run not in self.runs:
+            raise ConfigError(f"profile {self.name!r} has no run {run!r}; its runs are {', '.join(self.runs)}")
+        return self.runs[run]
+
+    def title(self):
+        """What every figure and table says on its face: profile, network, data, schedule, seeds.
+
+        "up to" so many seeds, where not all settings have as many.
+        """
+        shared = {key: sorted({getattr(c, key) for c in self.runs.values()}) for key in ("model", "dataset", "epochs")}
+        shared["dataset"] = [DATA_TITLES.get(name, name) for name in shared["dataset"]]
+        model, dataset, epochs = (" / ".join(map(str, values)) for values in shared.values())
+        counts = Counter(replace(config, seed=0) for config in self.runs.values()).values()
+        seeds = f"{'up to ' * (min(counts) < max(counts))}{max(counts)} seed{'s' * (max(counts) > 1)}"
+        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds}"
+
+
+def profile_path(name):
+    """The YAML file of a profile. Raises ConfigError, naming the known ones, where there is none."""
+    known = {"demo": ROOT / "params.yaml"} | {p.parent.name: p for p in sorted(ROOT.glob("profiles/*/params.yaml"))}
+    if name not in known:
+        raise ConfigError(f"unknown profile {name!r}; choose one of {', '.join(known)}")
+    return known[name]
+
+
+def with_sections(name):
+    """The names of a profile and of the sections in its file."""
+    content = read_profile(name)
+    return [name, *(f"{name}/{section}" for section in SECTIONS if section in content)]
+
+
+def read_profile(name):
+    """What the YAML file of a profile says. Raises ConfigError for one that is no mapping or calls itself otherwise."""
+    path = profile_path(name)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path.relative_to(ROOT)} is no YAML: {error}") from error
+    if not isinstance(content, dict) or content.get("profile") != name:
+        raise ConfigError(f"{path.relative_to(ROOT)} must have an entry `profile: {name}`")
+    return content
+
+
+def entry(content, key, where):
+    """The mapping under `key`. Raises ConfigError, naming `where` it is missing, or empty, or no mapping."""
+    value = content.get(key)
+    if not isinstance(value, dict) or not value:
+        raise ConfigError(f"{where} needs `{key}:` with entries of its own, got {value!r}")
+    return value
+
+
+def in_table(profile):
+    """The profiles whose networks the table of `profile` lists, in order.
+
+    That of section `cifar` begins with the file's own: the paper's table has both, and so no run is trained twice.
+    """
+    file, _, section = profile.name.partition("/")
+    return [load_profile(file), profile] if section == "cifar" else [profile]
+
+
+def load_profile(name):
+    """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
+    file, _, section = name.partition("/")
+    where = str(profile_path(file).relative_to(ROOT))
+    content = read_profile(file)
+    if section and section not in SECTIONS:
+        raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
+    if section:
+        content, where = entry(content, section, where), f"{where}, section {section}"
+    defaults, runs = entry(content, "defaults", where), {}
+    for run, settings in entry(content, "runs", where).items():
+        try:
+            runs[run] = RunConfig.of({**defaults, **(settings or {})})
+        except (ConfigError, TypeError) as error:
+            raise ConfigError(f"{where}, run {run!r}: {error}") from error
+    try:
+        timing = TimingConfig.of(entry(content, "timing", where), runs)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return Profile(name, runs, timing)

@@ -1,0 +1,82 @@
+"""What pruning saves in time: speed-up over sparsity, and where the networks lie under the device's roof."""
+
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from psp.method.structures import ALPHA_SHAPE
+from psp.report.timing_tables import fastest
+
+STRUCTURE_COLORS = dict(zip(ALPHA_SHAPE, sns.color_palette("colorblind", len(ALPHA_SHAPE)).as_hex(), strict=True))
+MARKERS = {"random": "o", "trained": "*"}
+
+
+def speed_up_figure(table, batch, title):
+    """Speed-up over the share of pruned structures, with the ideal 1/(1 − sparsity), and over the MAC reduction.
+
+    `table` as of `psp.report.timing_tables.speed_ups`; shown are its rows at `batch` in any precision.
+    """
+    rows = table[(table["batch"] == batch) & (table["precision"] == "any")]
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(12.5, 5), layout="constrained")
+        over_sparsity, over_macs = figure.subplots(1, 2)
+    for structure in [s for s in ALPHA_SHAPE if s in set(rows["structure"])]:
+        own = rows[rows["structure"] == structure].sort_values("structures_pruned_pct")
+        for axes, x in ((over_sparsity, "structures_pruned_pct"), (over_macs, "mac_reduction")):
+            _draw(axes, own, x, structure)
+    ideal = np.linspace(0, 92, 93)
+    over_sparsity.plot(ideal, 100 / (100 - ideal), color="black", linestyle="--", linewidth=1, label="1/(1 − sparsity)")
+    limit = max(rows["mac_reduction"].max(), rows["speed_up"].max(), 2.0)
+    over_macs.plot([1, limit], [1, limit], color="black", linestyle="--", linewidth=1, label="the MAC reduction")
+    over_sparsity.set(xlabel="structures pruned, %", ylabel="speed-up over the fastest dense variant", yscale="log")
+    over_macs.set(xlabel="MAC reduction, times", ylabel="speed-up", xscale="log", yscale="log")
+    for axis in (over_sparsity.yaxis, over_macs.xaxis, over_macs.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
+        axis.set_minor_locator(NullLocator())
+    for axes in (over_sparsity, over_macs):
+        axes.axhline(1.0, color="#888888", linewidth=1)
+        axes.legend(fontsize=9)
+    figure.suptitle(f"Speed-up at batch {batch} — {title}\ncircles: random masks, stars: trained ones", fontsize=12)
+    return figure
+
+
+def _draw(axes, rows, x, structure):
+    color = STRUCTURE_COLORS[structure]
+    for masks, marker in MARKERS.items():
+        some = rows[rows["masks"] == masks]
+        style = {"marker": marker, "color": color, "markersize": 11 if masks == "trained" else 6}
+        line = "-" if masks == "random" else "none"
+        axes.plot(some[x], some["speed_up"], linestyle=line, **style)
+    axes.plot([], [], "o-", color=color, label=structure)
+
+
+def roofline(record, batch, title):
+    """GFLOP/s over FLOP/byte of every network's fastest variant a precision; the lines are what the device can do."""
+    limits = record["limits"]
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(8.5, 5.5), layout="constrained")
+        axes = figure.subplots()
+    intensity = np.logspace(-1, 3.5, 100)
+    for precision, flops in limits["flops"].items():
+        roof = np.minimum(flops, intensity * limits["bytes_per_s"]) / 1e9
+        axes.plot(intensity, roof, color="black", linestyle="-" if precision == "float32" else ":", label=precision)
+    for network in record["networks"]:
+        for precision, size in (("float32", 4), ("bfloat16", 2)):
+            for name, face in (("dense", "white"), ("extracted", STRUCTURE_COLORS[network["structure"]])):
+                key = (name, batch, precision)
+                best = fastest(t for t in network["timings"] if (t["network"], t["batch"], t["precision"]) == key)
+                if best:
+                    point = 2 * best["macs"] / (size * best["values"]), 2 * best["macs"] / best["median_s"] / 1e9
+                    edge = STRUCTURE_COLORS[network["structure"]]
+                    marker = "o" if precision == "float32" else "^"
+                    axes.plot(*point, marker=marker, markerfacecolor=face, markeredgecolor=edge, linestyle="none")
+    for structure in {n["structure"]: None for n in record["networks"]}:
+        axes.plot([], [], marker="o", color=STRUCTURE_COLORS[structure], linestyle="none", label=structure)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must move", ylabel="GFLOP/s")
+    axes.legend(fontsize=9)
+    figure.suptitle(
+        f"Roofline, batch {batch} — {title}\nhollow: dense; circles: float32, triangles: bfloat16", fontsize=12
+    )
+    return figure

@@ -1,0 +1,170 @@
+"""Tables as pure functions of committed run records."""
+
+from functools import partial
+
+import pandas as pd
+
+from psp.errors import ConfigError
+from psp.files import ROOT
+from psp.report.bimodality import separability, share_near
+from psp.runs.record import read_record
+
+REFERENCE = ROOT / "results" / "reference"
+POINT = ["series", "sparsity", "structure_decay"]  # what the seeds of a point of Figure 3 have in common
+SERIES = {
+    "baseline": "baseline",
+    "l1_norm": "ℓ1 norm",
+    "psp_fixed_sparsity": "PSP (fixed sparsity)",
+    "psp_l1": "PSP (ℓ1 regularization)",
+    "psp_weight_decay": "PSP (weight decay)",
+}
+
+
+def read_records(profile):
+    """{run: record} of a profile. Raises ConfigError for a run without a record."""
+    return {run: read_record(profile.record_path(run)) for run in profile.runs}
+
+
+def setting(config):
+    """What a run's sparsity was set by: the prescribed share, or else λ."""
+    return config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
+
+
+def check_seeds(runs, settings):
+    """Raise ConfigError for two rows of `runs` with the same settings and seed, which a mean over seeds would pool."""
+    twice = runs[runs.duplicated([*settings, "seed"], keep=False)]
+    if len(twice):
+        raise ConfigError(
+            f"runs {', '.join(twice['run'])} differ by neither what a table calls their setting nor their seed; "
+            "leave all but one out"
+        )
+
+
+def above_dense(runs, dense, error, key):
+    """Points of `error` by which each of `runs` lies above the row of `dense` with the same `key`; NaN without one."""
+    known = dense.set_index(key)[error].rename("dense")
+    return runs[error] - runs.join(known, on=key)["dense"]
+
+
+def figure_2_table(records):
+    """One row for each run that learns α by ℓ1 or weight decay: how clearly its |α| fall into two groups.
+
+    `separability` as of `psp.report.bimodality` for all layers together, `cut` the |α| that parts the groups best,
+    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε.
+    """
+    rows = []
+    for run, record in records.items():
+        config, bins = record["config"], record["log10_alpha"]
+        counts = record["curve"][-1]["log10_alpha_counts"]
+        share, cut = separability(counts, bins["low"], bins["high"])
+        rows.append(
+            {
+                "run": run,
+                "series": SERIES[config["method"]],
+                "structure_decay": config["structure_decay"],
+                "threshold": config["threshold"],
+                "sparsity_pct": 100 * record["sparsity"]["structures"],
+                "test_error_pct": record["test_error_pct"],
+                "separability": share,
+                "cut": 10**cut,
+                "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], config["threshold"]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def figure_3_runs(records):
+    """One row a run: series, settings, seed, column sparsity and final-epoch test error in percent.
+
+    `above_baseline` is the error minus that of the dense network of the same seed, in points; missing without one.
+    Raises ConfigError for two runs of one setting and one seed.
+    """
+    runs = pd.DataFrame([_run_row(run, record) for run, record in records.items()])
+    check_seeds(runs, POINT)
+    dense = runs[runs["series"] == "baseline"]
+    return runs.assign(above_baseline=above_dense(runs, dense, "test_error_pct", ["seed"]))
+
+
+def _run_row(run, record):
+    config = record["config"]
+    return {
+        "series": config["method"],
+        "sparsity": config["sparsity"],
+        "structure_decay": config["structure_decay"],
+        "seed": config["seed"],
+        "column_sparsity_pct": 100 * record["sparsity"]["structures"],
+        "test_error_pct": record["test_error_pct"],
+        "run": run,
+    }
+
+
+def figure_3_points(runs):
+    """Mean and spread over seeds of every series and setting, by series and sparsity.
+
+    `error_sd` and `above_baseline_sd` are sample standard deviations over seeds, in points of error; they are missing
+    where there is one seed. The second is the smaller one where a seed moves a series and the dense network together.
+    """
+    groups = runs.groupby(POINT, as_index=False, dropna=False)
+    points = groups.agg(
+        column_sparsity_pct=("column_sparsity_pct", "mean"),
+        test_error_pct=("test_error_pct", "mean"),
+        error_sd=("test_error_pct", "std"),
+        above_baseline=("above_baseline", "mean"),
+        above_baseline_sd=("above_baseline", "std"),
+        seeds=("seed", "nunique"),
+    )
+    order = points["series"].map(list(SERIES).index)
+    return (
+        points.assign(order=order)
+        .sort_values(["order", "column_sparsity_pct"], ignore_index=True)
+        .drop(columns="order")
+    )
+
+
+def figure_3_plotted(points, reference):
+    """All numbers of the figure in one table: `source` tells ours from the paper's, read off its figure."""
+    ours = points.assign(source="this replication", seeds=points["seeds"].astype("Int64"))
+    return pd.concat([ours, reference.assign(source="paper, read off its figure")], ignore_index=True)
+
+
+def figure_3_reference():
+    """The paper's points: series, column_sparsity_pct, test_error_pct (it says validation error), above_baseline."""
+    table = pd.read_csv(REFERENCE / "figure3.csv", comment="#").rename(
+        columns={"validation_error_pct": "test_error_pct"}
+    )
+    return table.assign(above_baseline=table["test_error_pct"] - baseline_error(table))
+
+
+def baseline_error(points):
+    """Error of the dense network in percent."""
+    return points.loc[points["series"] == "baseline", "test_error_pct"].mean()
+
+
+def write_table(table, path, title, formats=None):
+    """Write a table as CSV in full precision and as Markdown for reading, under a title; returns the Markdown text.
+
+    `path` has no suffix; `formats` maps columns to format strings, "{:.1f}" where none is given for a number.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table.to_csv(path.with_suffix(".csv"), index=False, float_format="%.10g")
+    shown = table.astype(object)
+    for column in table.columns:
+        form = (formats or {}).get(column, "{:.1f}")
+        shown[column] = shown[column].map(partial(_cell, form=form), na_action="ignore")
+    shown = shown.where(shown.notna(), "–")
+    text = f"{title}\n\n{shown.to_markdown(index=False, disable_numparse=True)}\n"
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _cell(value, form):
+    """A number as `form` says, in a column of words as well; anything else as it is."""
+    return form.format(value) if isinstance(value, float) else value
+
+
+def write_figure_3_tables(plotted, claims, folder, title):
+    """Write all plotted numbers and the claims of Figure 3 into `folder`."""
+    errors = ("test_error_pct", "error_sd", "above_baseline", "above_baseline_sd")
+    formats = {"sparsity": "{:g}", "structure_decay": "{:g}"} | dict.fromkeys(errors, "{:.2f}")
+    write_table(plotted, folder / "figure_3", f"# Figure 3, {title}", formats)
+    write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}")

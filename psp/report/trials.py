@@ -1,0 +1,53 @@
+"""Choices made on held-out training images: a table of trial runs, and the rule by which λ is chosen among them.
+
+The test set has no part in it: a trial trains without `holdout` images of the training set and is judged by these.
+"""
+
+import pandas as pd
+
+from psp.errors import ConfigError
+from psp.report.tables import SERIES, above_dense, check_seeds, setting
+
+TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
+SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
+COST = 3.0  # points of held-out error that pruning may cost; fixed before the trials
+
+
+def trials_table(records):
+    """One row for each trial, {name: record}: settings, share pruned, final-epoch error on the held-out images.
+
+    `above_dense` is that error minus the dense trial's of the same `SCHEDULE` and seed, in points; missing without one.
+    Raises ConfigError for a record without held-out images and for two dense trials of one schedule and seed.
+    """
+    table = pd.DataFrame([_row(name, record) for name, record in records.items()])
+    dense = table[table["method"] == SERIES["baseline"]]
+    check_seeds(dense.rename(columns={"trial": "run"}), SCHEDULE)
+    return table.assign(above_dense=above_dense(table, dense, "held_out_error_pct", [*SCHEDULE, "seed"]))
+
+
+def chosen(table, epochs):
+    """Of weight decay's trials with so many epochs, one for each network and structure: the most pruned within `COST`.
+
+    A structure whose trials all cost more, or prune nothing, is missing.
+    """
+    rows = table[(table["method"] == SERIES["psp_weight_decay"]) & (table["epochs"] == epochs)]
+    rows = rows[(rows["above_dense"] <= COST) & (rows["structures_pruned_pct"] > 0)]
+    return rows.loc[rows.groupby(["dataset", "network", "structure"])["structures_pruned_pct"].idxmax()]
+
+
+def _row(name, record):
+    config, last = record["config"], record["curve"][-1]
+    if not config["holdout"]:
+        raise ConfigError(f"trial {name!r} holds no training images out: set holdout, and judge it by these")
+    return {
+        "trial": name,
+        "dataset": config["dataset"],
+        "network": config["model"],
+        "method": SERIES[config["method"]],
+        "structure": config["structure"],
+        **{name: config[name] for name in (*TRAINED, "seed")},
+        "setting": setting(config),
+        "threshold": config["threshold"],
+        "structures_pruned_pct": 100 * record["sparsity"]["structures"],
+        "held_out_error_pct": last["validation_error_pct"],
+    }

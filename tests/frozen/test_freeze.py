@@ -1,0 +1,349 @@
+"""Frozen networks, in which images are lanes, against the networks themselves in float64."""
+
+import copy
+import operator
+import os
+import random
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import network, prune, randomize
+from torch import fx, nn
+from torch.nn import functional as F
+
+import psp
+from psp import native
+from psp.errors import ConfigError, KernelError
+from psp.extraction.rewrite import SelectChannels
+from psp.frozen.freeze import MACROS, SOURCE
+from psp.kernels import cpu
+from psp.kernels.columns import ColumnSparseConv2d
+
+PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+PADS = st.tuples(st.integers(0, 3), st.integers(0, 3))
+BATCHES = (1, 2, 17, 40)
+
+
+def has(dtype):
+    """Whether this machine can freeze networks of a type."""
+    try:
+        return bool(native.load(SOURCE, (*cpu.FLAGS, *MACROS[dtype])).psp_lanes(dtype.itemsize))
+    except KernelError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(not has(torch.float32), reason="no C compiler here")
+needs_bfloat16 = pytest.mark.skipif(not has(torch.bfloat16), reason="no bfloat16 products here")
+
+
+def error(net, frozen, x):
+    """Largest difference of a frozen network's outputs and those of `net` in float64, relative to the largest."""
+    with torch.no_grad():
+        expected, got = copy.deepcopy(net).double()(x.double()), frozen(x)
+    assert (got.shape, got.dtype) == (expected.shape, x.dtype)
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+
+
+def freeze(net, x):
+    return psp.freeze(net.eval(), x)
+
+
+class Graph:
+    """A network that is written node by node, as psp.extract writes it."""
+
+    def __init__(self, channels, height, width):
+        self.root, self.graph, self.shapes = nn.Module(), fx.Graph(), {}
+        self.input = self.note(self.graph.placeholder("x"), torch.zeros(2, channels, height, width))
+
+    def note(self, node, example):
+        self.shapes[node] = example.shape
+        return node
+
+    def module(self, module, *reads):
+        name = f"layer{len(self.shapes)}"
+        self.root.add_module(name, randomize(module.eval()))
+        return self.note(self.graph.call_module(name, reads), module(*(torch.zeros(self.shapes[r]) for r in reads)))
+
+    def function(self, function, *args, **kwargs):
+        example = fx.map_arg(args, lambda node: torch.zeros(self.shapes[node]))
+        return self.note(self.graph.call_function(function, args, kwargs), function(*example, **kwargs))
+
+    def network(self, node):
+        self.graph.output(node)
+        return fx.GraphModule(self.root, self.graph)
+
+
+def alone(module, *shape):
+    made = Graph(*shape)
+    return made.network(made.module(module, made.input))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.sampled_from(BATCHES), c=st.integers(1, 9), k=st.integers(1, 27), kernel=PAIRS, stride=PAIRS, dilation=PAIRS,
+    padding=PADS, size=st.tuples(st.integers(7, 9), st.integers(7, 9)), share=st.sampled_from([0.0, 0.2, 1.0]),
+    bias=st.booleans(), sparse=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_random_convolutions(n, c, k, kernel, stride, dilation, padding, size, share, bias, sparse, seed):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(c, k, kernel, stride, padding, dilation, bias=bias)
+    conv.weight.data *= (torch.rand(k, 1, 1, 1) < 0.7) * (torch.rand(c, *kernel) < share)
+    if sparse:
+        conv = ColumnSparseConv2d(conv.weight.detach(), conv.bias, stride, padding, dilation)
+        conv.relu = seed % 2 == 0
+    net = alone(conv, c, *size)
+    x = torch.randn(n, c, *size).transpose(2, 3).contiguous().transpose(2, 3)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+def random_network(seed):
+    """Ten operations, each on any of the latest results."""
+    torch.manual_seed(seed)
+    made, choose = Graph(3, 6, 7), random.Random(seed)
+    nodes = [made.input]
+    for _ in range(10):
+        nodes.append(another(made, nodes, choose))
+    return made.network(nodes[-1])
+
+
+def another(made, nodes, choose):
+    x = choose.choice(nodes[-3:])
+    c = made.shapes[x][1]
+    alike = [node for node in nodes if made.shapes[node] == made.shapes[x]]
+    as_large = [node for node in nodes if made.shapes[node][2:] == made.shapes[x][2:]]
+    index = torch.randint(c + 2, (choose.randint(1, 9),))
+    layer = nn.Conv2d(c, choose.choice([c, 5, 17]), 3, padding=1)
+    layer.weight.data *= torch.rand(len(layer.weight), 1, 1, 1) < 0.8
+    every_second = (*[slice(None)] * 3, slice(None, None, 2))
+    kinds = [
+        lambda: made.module(layer, x),
+        lambda: made.function(torch.add, made.module(nn.Conv2d(c, c, 3, padding=1), x), choose.choice(alike)),
+        lambda: made.function(torch.add, choose.choice(alike), choose.choice(alike)),
+        lambda: made.function(F.relu, x, inplace=False),
+        lambda: made.module(nn.BatchNorm2d(c), x),
+        lambda: made.function(torch.cat, (x, choose.choice(as_large), x), 1),
+        lambda: made.module(SelectChannels(index, torch.randn(1, 2, 1, 1)), x),
+        lambda: made.function(F.pad, x, (0, 0, 0, 0, choose.randint(0, 2), choose.randint(0, 2))),
+        lambda: made.function(operator.getitem, x, every_second),
+        lambda: made.module(nn.MaxPool2d(3, 1, 1), x),
+    ]
+    return choose.choice(kinds)()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**20), n=st.sampled_from(BATCHES), threads=st.sampled_from([1, 2, 5]))
+def test_random_networks(seed, n, threads):
+    net, x, before = random_network(seed), torch.randn(n, 3, 6, 7), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert error(net, freeze(net, x), x) < 1e-5
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "structure"), [*product(["resnet20"], ["column", "channel", "shape", "layer"]), ("densenet40", "channel")]
+)
+def test_extracted_networks(name, structure):
+    net, x = network(name)
+    smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.7 if alpha.numel() > 1 else 0.3), x)
+    state = copy.deepcopy(smaller.state_dict())
+    frozen = freeze(smaller, x)
+    for n in (0, 1, 35):
+        images = torch.randn(n, 3, 16, 16)
+        if n:
+            assert error(smaller, frozen, images) < 1e-5
+        assert frozen(images).shape == (n, 10)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in smaller.state_dict().items())
+    smaller.fc.weight.data.zero_()
+    assert error(net.float(), frozen, x) < 1e-5, "frozen"
+
+
+def test_pooling_by_functions():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            return F.adaptive_avg_pool2d(F.max_pool2d(self.c(x), 3, 2, padding=1), (1, 1)).flatten(1)
+
+    torch.manual_seed(0)
+    net, x = Pooled().eval(), torch.randn(3, 3, 12, 10)
+    assert error(net, psp.freeze(net, x), x) < 1e-5
+
+
+def test_networks_of_others():
+    """A 7×7 stem, maximum pooling, strided shortcuts; batch normalization that is not folded."""
+    net, x = network("resnet18")
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("structure", ["column", "channel"])
+def test_bfloat16_is_as_exact_as_pytorch(structure):
+    net, x = network("resnet20")
+    smaller = psp.extract(prune(net, structure, lambda layer, alpha: 0.6), x)
+    images = torch.randn(70, 3, 16, 16).bfloat16()
+    theirs = copy.deepcopy(smaller).bfloat16()
+    assert 0 < error(smaller, freeze(smaller, images), images) < 1.5 * error(smaller, theirs, images)
+
+
+@needs_bfloat16
+def test_random_networks_in_bfloat16():
+    for seed in range(30):
+        net, images = random_network(seed), torch.randn(34, 3, 6, 7).bfloat16()
+        assert error(net, freeze(net, images), images) < 0.05
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.ZeroPad2d((0, 1, -1, 2)), nn.Conv2d(3, 4, 2)),
+        nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3 * 35, 4), nn.ReLU()), nn.Identity(),
+        nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.ReLU(), nn.Conv2d(3, 2, 1, padding="same")),
+    ],
+)  # fmt: skip
+def test_layers(layer):
+    x = torch.randn(20, 3, 5, 7)
+    padded = isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.ZeroPad2d)  # as psp.extract writes it
+    net = alone(layer, 3, 5, 7) if padded else nn.Sequential(layer)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+def test_a_nan_stays_a_nan():
+    net = nn.Sequential(nn.Conv2d(1, 1, 1), nn.ReLU(), nn.MaxPool2d(2))
+    x = torch.randn(3, 1, 4, 4)
+    x[1, 0, 0, 0] = torch.nan
+    assert freeze(net, x)(x).isnan().nonzero().tolist() == [[1, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("flags", [("-mavx2", "-mfma"), ("-march=x86-64",)])
+def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
+    """The code that an older processor would run; four to a vector is what ARM has."""
+    if "__AVX2__" not in native.output(["cc", *native.NATIVE, "-dM", "-E", "-x", "c", os.devnull]):
+        pytest.skip("no AVX2 here")
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "NATIVE", flags)
+    try:
+        for seed in range(12):
+            net, x = random_network(seed), torch.randn(11, 3, 6, 7)
+            assert error(net, freeze(net, x), x) < 1e-5
+        assert freeze(net, x).lanes == (8 if "-mavx2" in flags else 4)
+        with pytest.raises(KernelError, match="no products of bfloat16"):
+            freeze(net, x.bfloat16())
+    finally:
+        native.load.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"),
+    [
+        (nn.Conv2d(4, 4, 3, groups=2), "layer '0'"), (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "'0'"),
+        (nn.Hardswish(), "layer '0'"), (nn.AdaptiveAvgPool2d(3), "layer '0'"), (nn.AvgPool2d(2, ceil_mode=True), "'0'"),
+        (nn.Linear(6, 3), "layer '0'"), (nn.MaxPool2d(2, dilation=2), "layer '0'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_frozen_is_named(layer, name):
+    with pytest.raises(KernelError, match=f"{name} cannot be run with images as lanes; run the network itself$"):
+        freeze(nn.Sequential(layer), torch.zeros(1, 4, 6, 6))
+
+
+@pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: x * x, lambda x: x[:, 1:], lambda x: x.mean(1),
+    lambda x: (x, x), lambda x: x + x[:, :1], lambda x: F.pad(x, (1, 1, 0, 0)), lambda x: torch.cat((x, x)),
+    lambda x: F.avg_pool2d(x, 2, 2, 0, True), lambda x: torch.flatten(x, 1).relu()])  # fmt: skip
+def test_functions_that_cannot_be_frozen(function):
+    class Net(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    with pytest.raises(KernelError, match=r"^operation '.*' cannot be run with images as lanes"):
+        freeze(Net(), torch.zeros(1, 4, 6, 6))
+
+
+def test_images_that_it_was_not_frozen_for():
+    net, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    frozen = freeze(nn.Sequential(net), x)
+    for wrong in (x.double(), x[:, :, 1:], x[0]):
+        with pytest.raises(ConfigError, match=r"frozen for torch.float32 images of shape \(3, 8, 8\).*call psp.freeze"):
+            frozen(wrong)
+    with pytest.raises(ConfigError, match="has no gradients"):
+        frozen(x.clone().requires_grad_())
+    with pytest.raises(KernelError, match=r"not for 4 axes, torch\.float64"):
+        freeze(nn.Sequential(net), x.double())
+
+
+def test_without_a_compiler(monkeypatch):
+    native.load.cache_clear()
+    monkeypatch.setenv("CC", "no-such-compiler")
+    try:
+        with pytest.raises(KernelError, match=r"lanes\.c cannot be compiled.*install gcc or clang"):
+            freeze(nn.Sequential(nn.Conv2d(3, 4, 3)), torch.zeros(1, 3, 8, 8))
+    finally:
+        native.load.cache_clear()
+
+
+class TwiceRead(nn.Module):
+    """A convolution whose output is read again after its ReLU was computed, in place or not."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        h = self.first(x)
+        return h + self.second(self.relu(h))
+
+
+def test_a_relu_that_writes_over_its_input_is_seen_by_all_later_readers():
+    torch.manual_seed(0)
+    net, x = TwiceRead().eval(), torch.randn(5, 3, 6, 6)
+    assert error(net, freeze(net, x), x) < 1e-5
+    assert net.relu.inplace, "the network stays as it is"
+
+
+class SumOfHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(48, 5), nn.Linear(48, 5)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.a(x) + self.b(x)
+
+
+def test_a_sum_of_linear_layers_stays_flat():
+    net, x = SumOfHeads().eval(), torch.randn(5, 3, 4, 4)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+def test_networks_that_are_not_ready_are_refused():
+    x = torch.randn(2, 3, 6, 6)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(KernelError, match="in training mode"):
+        psp.freeze(net, x)
+    with pytest.raises(KernelError, match="still parameterized"):
+        psp.freeze(psp.parameterize(net.eval(), "channel"), x)
+    with pytest.raises(KernelError):
+        psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(1, 2)).eval(), x)
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16), (2, 16, 16), (3, 8, 8)])
+def test_images_that_the_network_does_not_take(shape):
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 4)
+    with pytest.raises(KernelError, match=r"layer '[03]' fails on the example"):
+        psp.freeze(nn.Sequential(*layers).eval(), torch.randn(2, *shape))
+
+
+def test_what_is_no_plain_network_is_refused():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.randn(2, 3, 6, 6)
+    with pytest.raises(KernelError, match=r"images must be a tensor N×C×H×W, got tuple"):
+        psp.freeze(net, (x,))
+    net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with pytest.raises(KernelError, match="module '0' of Sequential has a forward hook"):
+        psp.freeze(net, x)

@@ -1,0 +1,85 @@
+"""Several runs by one command."""
+
+import subprocess
+import sys
+
+import pytest
+
+from psp.errors import ConfigError, RunsFailedError
+from psp.pipeline import commands as pipeline
+from psp.pipeline import jobs
+from psp.pipeline.profiles import Profile
+from psp.runs.config import RunConfig
+
+PROFILE = Profile("elsewhere", {name: RunConfig(method="baseline") for name in ("a", "b", "c")})
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """What would be started as processes: (command after -m, threads). Run "b" fails."""
+    commands = []
+
+    def run(command, *, env, **_):
+        commands.append((command[2:], env["OMP_NUM_THREADS"]))
+        failed = "b" in command
+        said = ("", "Traceback\nerror: no images\n") if failed else ("see the record\n", "a warning\n")
+        return subprocess.CompletedProcess(command, int(failed), *said)
+
+    monkeypatch.setattr(jobs.subprocess, "run", run)
+    monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 5)
+    return commands
+
+
+def test_every_run_is_a_process_with_its_share_of_the_threads(started):
+    assert jobs.train_runs(PROFILE, ["a", "c"], jobs=2, in_notebook=False) == "2 runs trained in 1 min"
+    assert sorted(started) == [(["psp.pipeline", "train", "elsewhere", r, "--no-notebook"], "2") for r in ("a", "c")]
+
+
+def test_more_jobs_than_threads_leave_one_thread_each(started):
+    jobs.train_runs(PROFILE, ["a"], jobs=9)
+    assert started == [(["psp.pipeline", "train", "elsewhere", "a"], "1")]
+
+
+def test_a_failed_run_stops_no_other_and_is_named_with_its_reason(started, capsys):
+    with pytest.raises(RunsFailedError, match=r"^1 of 3 runs failed: b: error: no images$"):
+        jobs.train_runs(PROFILE, ["b", "a", "c"])
+    assert len(started) == 3
+    assert "b: error: no images" in capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_command_is_found_before_any_run(started):
+    with pytest.raises(ConfigError, match="has no run 'x'"):
+        jobs.train_runs(PROFILE, ["a", "x"])
+    with pytest.raises(ConfigError, match="--jobs must be at least 1, got 0"):
+        jobs.train_runs(PROFILE, ["a", "b"], jobs=0)
+    assert started == []
+
+
+def test_without_names_all_runs_of_the_profile_are_trained_and_a_failure_is_the_exit_status(started, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_profile", lambda name: PROFILE)
+    with pytest.raises(SystemExit, match=r"^error: 1 of 3 runs failed: b"):
+        pipeline.main(["train", "elsewhere", "--jobs", "3"])
+    assert sorted(command[3] for command, _ in started) == ["a", "b", "c"]
+
+
+def test_runs_at_once_are_really_at_once(monkeypatch, tmp_path):
+    """Each of two processes waits for the other's file: one after the other they would wait in vain."""
+    wait = """
+import pathlib, sys, time
+mine, other = sys.argv[1:3]
+folder = pathlib.Path(sys.argv[3])
+(folder / mine).touch()
+for _ in range(1000):
+    if (folder / other).exists():
+        sys.exit()
+    time.sleep(0.01)
+sys.exit("alone")
+"""
+    really = subprocess.run
+
+    def run(command, **keywords):
+        names = {"a": ("a", "b"), "b": ("b", "a")}[command[5]]
+        return really([sys.executable, "-c", wait, *names, str(tmp_path)], **keywords)
+
+    monkeypatch.setattr(jobs.subprocess, "run", run)
+    assert jobs.train_runs(PROFILE, ["a", "b"], jobs=2).startswith("2 runs trained")

@@ -1,0 +1,345 @@
+"""The project's own files agree with one another."""
+
+import ast
+import inspect
+import json
+import re
+import subprocess
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+
+import papermill
+import pytest
+import torch
+import yaml
+
+import psp
+from psp.data.cifar import CIFAR
+from psp.errors import ConfigError
+from psp.pipeline.commands import FIGURES
+from psp.pipeline.notebook import check_names, run_settings
+from psp.pipeline.profiles import ROOT, SECTIONS, load_profile
+from psp.runs.config import TRAINING_SOURCES, RunConfig
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+PROFILES = ("demo", "laptop", "paper")
+# The stages of every figure, and what those read that do not read `runs`.
+STAGES = [(name, name) for name in FIGURES if name != "network_table"]
+STAGES += [(f"{section}_table", "network_table") for section in SECTIONS]
+RECORDS = {
+    "timing_tables": ["timing"],
+    "cifar_table": ["cifar/runs", "cifar/timing", "runs", "timing"],
+    "ilsvrc_table": ["ilsvrc/runs", "ilsvrc/timing"],
+}
+# Imported everywhere, and no number depends on it.
+UNTRACKED = {"errors.py"}
+
+
+def stages():
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+def imported_modules(source):
+    """Files of psp that some Python source imports, relative to psp/."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            module = ROOT / Path(*name.split("."))
+            for found in (module / "__init__.py", module.with_suffix(".py")):
+                if name.startswith("psp.") and found.is_file():
+                    yield found.relative_to(ROOT / "psp").as_posix()
+
+
+def import_closure(source):
+    seen, todo = set(), set(imported_modules(source))
+    while todo:
+        name = todo.pop()
+        seen.add(name)
+        todo |= set(imported_modules((ROOT / "psp" / name).read_text())) - seen
+    return seen
+
+
+def dependencies(stage):
+    return {d.removeprefix("psp/") for d in stage["deps"] if d.startswith("psp/")}
+
+
+def test_training_depends_on_the_files_that_decide_its_numbers_and_on_nothing_else():
+    kernels = {path.name for path in (ROOT / "psp").glob("*.cpp")}
+    assert set(TRAINING_SOURCES) == (import_closure("import psp.training.train") - UNTRACKED) | kernels
+    stage = stages()["train"]["do"]
+    assert dependencies(stage) == set(TRAINING_SOURCES)
+    assert [d for d in stage["deps"] if not d.startswith("psp/")] == ["results/${profile}/data.json"]
+
+
+@pytest.mark.parametrize(
+    ("section", "name"),
+    # Trees of image folders need other files than the data of the main runs.
+    [*product(SECTIONS, ["train", "timing", "timing_tables"]), ("cifar", "data")],
+)
+def test_the_stages_of_a_section_are_those_of_its_profile_in_another_folder(section, name):
+    def as_of_the_section(node):
+        if isinstance(node, dict):
+            return {as_of_the_section(key): as_of_the_section(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [as_of_the_section(entry) for entry in node]
+        if not isinstance(node, str):
+            return node
+        moved = node.replace("results/${profile}", f"results/${{profile}}/{section}")
+        return re.sub(r"(data|train|timing|figure) \$\{profile\}", rf"\1 ${{profile}}/{section}", moved)
+
+    expected = as_of_the_section(stages()[name])
+    inner = expected.get("do", expected)
+    inner["params"] = [{"${params_file}": [f"{section}.{key}" for key in inner["params"][0]["${params_file}"]]}]
+    if "foreach" in expected:
+        expected["foreach"] = f"${{{section}.runs}}"
+    if name == "data":  # its runs have data sets of their own
+        inner["params"][0]["${params_file}"].append(f"{section}.runs")
+    assert stages()[f"{section}_{name}"] == expected
+
+
+@pytest.mark.parametrize(("name", "figure"), STAGES)
+def test_a_figure_depends_on_all_that_its_notebook_uses(name, figure):
+    """What training uses reaches a figure through the records."""
+    path = ROOT / "notebooks" / f"{FIGURES[figure]}.ipynb"
+    source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
+    stage = stages()[name]
+    assert dependencies(stage) == import_closure(source) - set(TRAINING_SOURCES) - UNTRACKED
+    records = {f"results/${{profile}}/{folder}" for folder in RECORDS.get(name, ["runs"])}
+    assert {f"notebooks/{path.name}", *records} < set(stage["deps"])
+
+
+def test_timing_depends_on_all_that_it_uses():
+    used = import_closure("import psp.timing.networks\nimport psp.timing.record") - set(TRAINING_SOURCES) - UNTRACKED
+    paths = [ROOT / "psp" / name for name in dependencies(stages()["timing"])]
+    files = {f.relative_to(ROOT / "psp").as_posix() for p in paths for f in ([p] if p.is_file() else p.glob("*.py"))}
+    assert used <= files
+    assert {f.split("/")[0] for f in files} == {f.split("/")[0] for f in used}, "and on nothing else"
+
+
+def test_a_failing_stage_loses_no_output():
+    for stage in stages().values():
+        for out in stage.get("do", stage)["outs"]:
+            assert next(iter(out.values())) == {"cache": False, "persist": True}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_complete_and_its_own_pipeline(profile):
+    loaded = load_profile(profile)
+    assert {config.method for config in loaded.runs.values()} == set(psp.runs.config.METHODS)
+    folder = ROOT if profile == "demo" else ROOT / "profiles" / profile
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    assert (folder / params["root"]).resolve() == ROOT
+    assert ROOT / params["params_file"] == folder / "params.yaml"
+    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml", "one stage list for all profiles"
+    for run, config in loaded.runs.items():
+        assert run.startswith(config.method)
+        assert run.endswith(f"-s{config.seed}")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_has_its_networks_for_large_images(profile):
+    loaded = load_profile(f"{profile}/ilsvrc")
+    assert loaded.record_path("x") == ROOT / "results" / profile / "ilsvrc" / "runs" / "x.json"
+    assert loaded.pipeline_file() == load_profile(profile).pipeline_file()
+    configs = loaded.runs.values()
+    assert {c.structure for c in configs if c.method == "psp_weight_decay"} >= {"column", "channel"}
+    assert {c.model for c in configs if c.method == "baseline"} == {c.model for c in configs}
+    if profile == "paper":
+        networks = {(c.model, c.structure) for c in configs if c.method == "psp_weight_decay"}
+        models, structures = ("resnet18", "resnet50", "densenet121"), ("column", "channel", "layer")
+        assert networks == set(product(models, structures))
+        assert {(c.dataset, c.epochs, c.sides) for c in configs} == {("ilsvrc2012", 90, (224, 224, 224))}
+    for run, config in loaded.runs.items():
+        assert run.startswith(config.method)
+        assert run.endswith(f"-s{config.seed}")
+
+
+def test_table_cifar_of_the_paper_has_every_network_data_set_and_structure():
+    """Among the main runs or those of the section."""
+    networks, structures = ("resnet56", "densenet40"), ("column", "channel", "shape", "layer")
+    parts = load_profile("paper"), load_profile("paper/cifar")
+    runs = [config for part in parts for config in part.runs.values()]
+    assert {(c.model, c.dataset) for c in runs if c.method == "baseline"} == set(product(networks, CIFAR))
+    timed = [part.config(run) for part in parts for run in part.timing.runs]
+    assert {c.method for c in timed} == {"psp_weight_decay"}
+    assert {(c.model, c.dataset, c.structure) for c in timed} == set(product(networks, CIFAR, structures))
+
+
+@pytest.mark.parametrize("profile", ["laptop", "paper"])
+def test_table_cifar_compares_with_the_dense_network_of_the_same_schedule(profile):
+    parts = load_profile(profile), load_profile(f"{profile}/cifar")
+    runs = [config for part in parts for config in part.runs.values()]
+    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay) for c in runs}) == 1
+    dense = {(c.model, c.dataset) for c in runs if c.method == "baseline"}
+    assert {(part.config(run).model, part.config(run).dataset) for part in parts for run in part.timing.runs} == dense
+    for run, config in parts[1].runs.items():
+        assert run.startswith(f"{config.method}-{config.model}-{config.dataset}-")
+        assert run.endswith(f"-s{config.seed}")
+
+
+def test_table_cifar_has_the_same_e_foldings_in_the_laptop_and_the_paper_profile():
+    """λ·Ση/(1−μ) of each structure; Ση is half of the largest rate in every one of the 391 steps of an epoch."""
+    found = {}
+    for profile in map(load_profile, ("laptop", "laptop/cifar", "paper/cifar")):
+        for c in map(profile.config, profile.timing.runs):
+            rates = 391 * c.epochs * c.learning_rate / 2
+            found.setdefault(c.structure, []).append(c.structure_decay * rates / (1 - c.momentum))
+    assert len(found) == 4
+    for values in found.values():
+        assert values == pytest.approx([values[0]] * len(values), rel=0.02)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_run_of_table_cifar_can_have_its_structures(profile):
+    for config in {replace(c, seed=0) for c in load_profile(f"{profile}/cifar").runs.values()}:
+        with torch.device("meta"):
+            model = psp.parameterize(psp.create_model(config.model), config.structure, skip=config.skip)
+        layers = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
+        whole = {"conv1", "transition1.2", "transition2.2"}
+        assert set(psp.structure_parameters(model)) == set(layers) - whole
+
+
+@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 6)])
+def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
+    runs = load_profile(profile).runs.values()
+    assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay, c.model, c.dataset) for c in runs}) == 1
+    assert next(iter(runs)).epochs >= epochs
+    for method in set(psp.runs.config.METHODS) - {"baseline"}:
+        assert len({(c.sparsity, c.structure_decay) for c in runs if c.method == method}) >= least
+
+
+def test_an_unknown_profile_and_run_are_named():
+    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, paper"):
+        load_profile("desktop")
+    with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the sections cifar, ilsvrc"):
+        load_profile("demo/x")
+    with pytest.raises(ConfigError, match="profile 'demo' has no run 'x'"):
+        load_profile("demo").config("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": None}, "params.yaml needs `runs:` with entries of its own, got None"),
+        ({"defaults": 3}, "params.yaml needs `defaults:` with entries of its own, got 3"),
+        ({"profile": "other"}, "params.yaml must have an entry `profile: demo`"),
+        ({"timing": {"runs": []}}, "params.yaml: timing must set batches, backends"),
+        ({"ilsvrc": None}, "params.yaml needs `ilsvrc:`"),
+    ],
+)
+def test_a_damaged_profile_is_explained(monkeypatch, tmp_path, change, message):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, **change}))
+    monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_profile("demo/ilsvrc" if "ilsvrc" in change else "demo")
+
+
+def test_a_profile_that_is_no_yaml_and_a_run_that_sets_nothing(monkeypatch, tmp_path):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**content, "runs": {**content["runs"], "plain": None}}))
+    assert load_profile("demo").config("plain") == RunConfig.of(content["defaults"])
+    content["timing"]["sparsities"] = 0.5
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=r"params.yaml: timing.sparsities must be list, got 0.5"):
+        load_profile("demo")
+    (tmp_path / "params.yaml").write_text("profile: [demo")
+    with pytest.raises(ConfigError, match=r"params\.yaml is no YAML"):
+        load_profile("demo")
+
+
+def test_environment_yml_takes_its_versions_from_the_pinned_file():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    conda = [d for d in environment["dependencies"] if isinstance(d, str)]
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    assert pip == ["-r requirements.txt"]
+    python = next(re.fullmatch(r"python=(\d+)\.(\d+)", d) for d in conda if d.startswith("python"))
+    assert (int(python[1]), int(python[2])) >= (3, 11)
+    assert {d.split("=")[0] for d in conda} == {"python", "pip", "make", "git"}, "no second place for versions"
+
+
+def test_every_direct_dependency_is_pinned_with_hashes_and_no_address():
+    pinned = (ROOT / "requirements.txt").read_text()
+    assert "://" not in pinned
+    direct = [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
+    for name in direct:
+        assert re.search(rf"^{name}==\S+.*\\\n    --hash=sha256:", pinned, re.MULTILINE), f"{name} is not pinned"
+
+
+def cells(path, kind="code"):
+    return [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == kind]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_every_cell_of_every_notebook_was_executed_in_order(path):
+    counts = [cell["execution_count"] for cell in cells(path)]
+    assert counts == list(range(1, len(counts) + 1))
+    assert not [o for cell in cells(path) for o in cell["outputs"] if o["output_type"] == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_every_notebook_has_one_parameters_cell_and_compares_outputs(path):
+    assert len([c for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]) == 1
+    compared = [c for c in cells(path) if c["outputs"] and "nbval-ignore-output" not in c["metadata"].get("tags", [])]
+    assert len(compared) >= 3
+
+
+def parameters_cell(name):
+    source = next(c for c in cells(ROOT / "notebooks" / name) if "parameters" in c["metadata"].get("tags", []))[
+        "source"
+    ]
+    namespace = {}
+    exec("".join(source), namespace)
+    return namespace
+
+
+def test_the_training_notebook_has_every_setting_of_a_run():
+    names = set(parameters_cell("train.ipynb")) - {"__builtins__"}
+    assert names == {field.name for field in fields(RunConfig)} | {"checkpoints", "record_path"}
+    config, _, record_path = run_settings(parameters_cell("train.ipynb"))
+    assert config.dataset == "digits"
+    assert record_path == ""
+
+
+def test_an_unknown_notebook_parameter_is_an_error_before_training():
+    usual = {**parameters_cell("train.ipynb"), "In": [], "_i1": "", "psp": psp, "record": {}, "config": RunConfig()}
+    assert run_settings(usual)[0].epochs == usual["epochs"], "and the cell can be run again"
+    injected = {**usual, "epoch": 9}
+    with pytest.raises(ConfigError, match="unknown parameter 'epoch'; did you mean 'epochs'"):
+        run_settings(injected)
+    with pytest.raises(ConfigError, match="unknown parameter 'profil'; known are profile"):
+        check_names({"profile": "demo", "profil": "laptop", "check_names": check_names}, {"profile"})
+
+
+def test_papermill_stops_at_an_unknown_parameter_before_training(tmp_path):
+    """Papermill itself only warns of it; the notebook raises, and the executed copy ends there."""
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'epoch'; did you mean 'epochs'"):
+        papermill.execute_notebook(
+            ROOT / "notebooks" / "train.ipynb", tmp_path / "out.ipynb", {"epoch": 9}, progress_bar=False
+        )
+    trained = [cell for cell in cells(tmp_path / "out.ipynb") if "psp.train(" in "".join(cell["source"])]
+    assert [cell["execution_count"] for cell in trained] == [None]
+
+
+def test_nothing_of_the_demo_is_committed():
+    """So that the first `make repro` of a fresh clone really runs."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "dvc.lock", "results/demo"], capture_output=True, check=True
+    )
+    assert listed.stdout == b""
+
+
+def test_every_public_function_explains_itself():
+    for name in psp.__all__:
+        assert len(inspect.getdoc(getattr(psp, name))) > 60, name
+
+
+def test_no_file_of_the_package_has_grown_past_one_idea():
+    for path in (ROOT / "psp").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 250, path.name

@@ -1,0 +1,184 @@
+"""What the figures show, read back from their axes."""
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import PolyCollection
+
+from psp.errors import ConfigError
+from psp.method.masks import encode
+from psp.method.structures import ALPHA_SHAPE, alpha_shape
+from psp.report.figures import save_figure
+from psp.report.figures.figure_1 import figure_1, weight_and_mask
+from psp.report.figures.figure_2 import clipped, closest_pair, figure_2
+from psp.report.figures.figure_3 import figure_3
+from psp.report.figures.run import alpha_histogram, training_curve
+from psp.report.tables import SERIES, figure_2_table, figure_3_reference
+from psp.runs.config import RunConfig
+
+
+def points(error_sd=0.3):
+    """The paper's points twenty points of error higher, as if they were ours."""
+    table = figure_3_reference()
+    return table.assign(test_error_pct=table["test_error_pct"] + 20, error_sd=error_sd, above_baseline_sd=error_sd / 3)
+
+
+def curves(axes):
+    """{(series, is the paper's): (x, y)} of the lines with markers."""
+    found = {}
+    for line in axes.get_lines():
+        if line.get_marker() in "Ds^vo":
+            series = next(s for s, marker in zip(SERIES, "Ds^vo", strict=True) if marker == line.get_marker())
+            found[series, line.get_markerfacecolor() == "white"] = line.get_data()
+    return found
+
+
+@pytest.mark.parametrize(("panel", "ours", "theirs"), [(0, 20.0, 0.0), (1, -6.36, -6.36)])
+def test_all_five_series_lie_before_the_papers_points(panel, ours, theirs):
+    """Left: the errors. Right: the errors above each one's own baseline, in which both are the same here."""
+    reference = figure_3_reference()
+    axes = figure_3(points(), reference, "test").axes[panel]
+    drawn = curves(axes)
+    assert set(drawn) == {(series, paper) for series in SERIES for paper in (False, True)}
+    for (series, paper), (x, y) in drawn.items():
+        expected = reference[reference["series"] == series].sort_values("column_sparsity_pct")
+        assert np.allclose(x, expected["column_sparsity_pct"])
+        assert np.allclose(y, expected["test_error_pct"] + (theirs if paper else ours))
+
+
+def test_the_face_says_what_is_shown():
+    figure = figure_3(points(), figure_3_reference(), "some profile")
+    assert "some profile" in figure.get_suptitle()
+    assert "the paper (ResNet-56, CIFAR-10)" in figure.get_suptitle()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(SERIES.values())
+
+
+def test_the_spread_is_drawn_where_there_is_one():
+    def spreads(table, panel=0):
+        axes = figure_3(table, figure_3_reference(), "t").axes[panel]
+        bars = [c.lines[2][0].get_segments() for c in axes.containers]
+        bands = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
+        return bars, [band.max() - band.min() for band in bands]
+
+    bars, bands = spreads(points(0.3))
+    assert np.ptp(bars[0][0][:, 1]) == pytest.approx(0.6), "the baseline's"
+    assert len(bars) == 1
+    table = points().groupby("series")["test_error_pct"]
+    assert sorted(bands) == pytest.approx(sorted(table.max() - table.min() + 0.6))
+    assert sorted(spreads(points(0.3), panel=1)[1]) == pytest.approx(sorted(table.max() - table.min() + 0.2))
+    assert spreads(points(float("nan"))) == ([], [])
+
+
+def test_the_same_numbers_give_the_same_svg(tmp_path):
+    for name in ("a", "b"):
+        save_figure(figure_3(points(), figure_3_reference(), "t"), tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    assert "column sparsity, %" in (tmp_path / "a.svg").read_text()
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def record(method, counts):
+    curve = [
+        {"epoch": e, "loss": 2.0 / e, "train_error_pct": 90.0 / e, "sparsity": 0.1 * e, "log10_alpha_counts": counts}
+        for e in (1, 2, 3)
+    ]
+    config = RunConfig(method=method).as_dict()
+    return {"config": config, "curve": curve, "log10_alpha": {"low": -2.0, "high": 1.0, "bins": 3, "counts": {}}}
+
+
+def test_training_curve():
+    loss, error, sparsity = training_curve(record("baseline", [])).axes
+    assert loss.get_lines()[0].get_xydata().tolist() == [[1, 2.0], [2, 1.0], [3, 2.0 / 3]]
+    assert error.get_lines()[0].get_ydata().tolist() == [90.0, 45.0, 30.0]
+    assert sparsity.get_lines()[0].get_ydata() == pytest.approx([10.0, 20.0, 30.0])
+
+
+def test_alpha_histogram_has_its_bins_and_the_threshold():
+    axes = alpha_histogram(record("psp_weight_decay", [4, 0, 6])).axes[0]
+    *epochs, threshold = axes.get_lines()
+    assert len(epochs) == 3
+    assert epochs[-1].get_xydata().tolist() == [[-1.5, 4], [-0.5, 0], [0.5, 6]]
+    assert threshold.get_xdata() == pytest.approx([-1.0, -1.0])  # log10 of ε = 0.1
+
+
+def test_a_run_without_alpha_has_no_histogram():
+    assert alpha_histogram(record("baseline", [])) is None
+
+
+def pruned_record(structure, layer="a"):
+    """A record whose excerpt is a 4×2×3×3 weight with the first structure pruned."""
+    torch.manual_seed(0)
+    weight = torch.randn(4, 2, 3, 3)
+    kept = torch.ones(alpha_shape(weight.shape, structure), dtype=torch.bool)
+    kept.view(-1)[0] = False
+    return {
+        "excerpt": {"layer": layer, "weight": encode(weight * kept)},
+        "masks": {layer: encode(kept)},
+        "sparsity": {"structures": 0.1, "weights": 0.2},
+    }
+
+
+def test_figure_1_draws_the_masks_as_they_are():
+    records = {structure: pruned_record(structure) for structure in ALPHA_SHAPE}
+    figure = figure_1(records, "some profile")
+    assert "some profile" in figure.get_suptitle()
+    for axes, structure in zip(figure.axes, ALPHA_SHAPE, strict=True):
+        weight, kept = weight_and_mask(records[structure])
+        pruned, values = (image.get_array() for image in axes.get_images())
+        assert values.shape == (4, 18)
+        assert np.array_equal(~np.ma.getmaskarray(values), kept.reshape(4, 18))
+        assert np.array_equal(~np.ma.getmaskarray(pruned), ~kept.reshape(4, 18))
+        assert np.array_equal(values.compressed(), weight.reshape(4, 18)[kept.reshape(4, 18)])
+        share = 100 * {"weight": 1 / 72, "column": 1 / 18, "channel": 1 / 4, "shape": 1 / 9, "layer": 1}[structure]
+        assert axes.get_title() == f"{structure}: {share:.0f} % of this layer's weights pruned, 20 % of all"
+
+
+def test_figure_1_shows_one_layer():
+    with pytest.raises(ConfigError, match="excerpts of a, b"):
+        figure_1({"column": pruned_record("column"), "channel": pruned_record("channel", "b")}, "t")
+
+
+def alpha_record(method, counts, structures):
+    run = record(method, counts)
+    run["log10_alpha"] |= {"counts": {"first": counts, "second": counts}}
+    return run | {"sparsity": {"structures": structures}, "test_error_pct": 10.0}
+
+
+def test_figure_2_shows_both_regularizers_with_the_threshold():
+    pair = [alpha_record("psp_l1", [4, 0, 6], 0.4), alpha_record("psp_weight_decay", [8, 2, 0], 0.5)]
+    figure = figure_2(pair, "some profile")
+    ridges, layers = figure.axes[:2], figure.axes[2:4]
+    assert [axes.get_title() for axes in ridges] == [
+        "PSP (ℓ1 regularization), λ = 0: 40 % pruned",
+        "PSP (weight decay), λ = 0: 50 % pruned",
+    ]
+    for axes in (*ridges, *layers):
+        assert axes.get_lines()[-1].get_xdata() == pytest.approx([-1.0, -1.0])
+    shares = layers[0].collections[0].get_array()
+    assert shares.shape == (2, 3)
+    assert shares[0].tolist() == pytest.approx([0.4, 0.0, 0.6])
+
+
+def test_what_lies_outside_the_decades_is_counted_at_their_edge():
+    x, y = clipped([1, 2, 4, 8], {"low": -5.0, "high": 3.0, "bins": 4})  # centres −4, −2, 0, 2
+    assert x.tolist() == [-3.0, -2.0, 0.0, 0.5]
+    assert y.tolist() == [1.0, 2.0, 4.0, 8.0]
+    assert clipped([1, 2, 4, 8], {"low": -11.0, "high": 5.0, "bins": 4})[1].tolist() == [3.0, 4.0, 8.0]
+
+
+def test_the_pair_of_closest_sparsities_is_compared():
+    records = [alpha_record("psp_l1", [1, 1, 1], s) for s in (0.1, 0.6)]
+    records += [alpha_record("psp_weight_decay", [1, 1, 1], s) for s in (0.3, 0.55)]
+    assert closest_pair(records) == (records[1], records[3])
+    with pytest.raises(ConfigError, match="lacks runs of one of them"):
+        closest_pair(records[:2])
+
+
+def test_the_table_of_figure_2_by_hand():
+    """Two spikes, at 10^-1.5 and 10^0.5, in bins of a decade: separable in full, the cut amid the gap at 10^-0.5."""
+    table = figure_2_table({"run": alpha_record("psp_weight_decay", [4, 0, 6], 0.4)})
+    row = table.iloc[0]
+    assert row["separability"] == pytest.approx(1.0)
+    assert row["cut"] == pytest.approx(10**-0.5)
+    assert row["near_threshold_pct"] == 0.0
+    assert (row["run"], row["sparsity_pct"], row["test_error_pct"]) == ("run", 40.0, 10.0)

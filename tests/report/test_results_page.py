@@ -1,0 +1,95 @@
+"""README.md and results/README.md say what the tables say that they link to."""
+
+import csv
+import json
+import re
+from itertools import pairwise
+
+import pytest
+
+from psp.pipeline.profiles import ROOT
+from psp.report.trials import trials_table
+
+PAGES = {"results/README.md": None, "README.md": r"laptop profile|What pruning saves"}
+LINK = re.compile(r"\]\(([^)#]+)\)")
+NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?: M\b)?(?!\w|\.\d)")
+MEAN = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)(?: points)?(?: at (\d+(?:\.\d+)?) %)?")
+ANY = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def sections():
+    """{page: heading: text} of the sections that tell results."""
+    for page, wanted in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+            heading = part.splitlines()[0]
+            if wanted is None or re.search(wanted, heading):
+                yield pytest.param((ROOT / page).parent, part, id=f"{page}: {heading}")
+
+
+def linked(folder, text):
+    return [(folder / link).resolve() for link in LINK.findall(text) if "://" not in link]
+
+
+def rows(paths):
+    """[numbers in their order] of every row of the linked tables, those of one timed network together."""
+    found = []
+    for path in paths:
+        if path.suffix == ".md" and "tables" in path.parts:
+            path = path.with_suffix(".csv")
+        if path.name == "choices.ipynb":
+            trials = {p.stem: json.loads(p.read_text()) for p in (ROOT / "results" / "trials").glob("*.json")}
+            found += [ANY.findall(" ".join(map(str, row))) for row in trials_table(trials).to_numpy()]
+        if path.suffix == ".txt":
+            found.append(ANY.findall(path.read_text(encoding="utf-8")))
+        if path.suffix != ".csv":
+            continue
+        networks = {}
+        for row in csv.reader(path.read_text(encoding="utf-8").splitlines()):
+            values = ANY.findall(" ".join(row))
+            found.append(values)
+            networks.setdefault(row[0], []).extend(values)
+        if "timing" in path.stem:
+            found += networks.values()
+    return found
+
+
+def as_shown(value, like):
+    """`value` with as many decimals as `like`, in millions if it is."""
+    number, _, millions = like.partition(" ")
+    value = float(value) / (1e6 if millions else 1)
+    return f"{value:.{len(number.partition('.')[2])}f}" + (" M" if millions else "")
+
+
+def has(row, shown):
+    """Whether a row has this number, as rounded as it is shown; a sign makes no difference."""
+    return any(as_shown(value, shown) == shown for value in row)
+
+
+def has_pair(row, mean, spread):
+    """Whether the two stand side by side in a row, as a mean and its standard deviation do."""
+    return any((as_shown(a, mean), as_shown(b, spread)) == (mean, spread) for a, b in pairwise(row))
+
+
+@pytest.mark.parametrize(("folder", "text"), list(sections()))
+def test_every_link_leads_somewhere_and_every_number_is_in_a_linked_table(folder, text):
+    paths = linked(folder, text)
+    assert [path for path in paths if not path.exists()] == []
+    table = rows(paths)
+    assert [shown for shown in NUMBER.findall(text) if not any(has(row, shown) for row in table)] == []
+
+
+@pytest.mark.parametrize(("folder", "text"), list(sections()))
+def test_a_mean_stands_with_its_own_spread_at_its_own_sparsity(folder, text):
+    table = rows(linked(folder, text))
+    for mean, spread, sparsity in MEAN.findall(re.sub(r"\s+", " ", text)):
+        fitting = [row for row in table if has_pair(row, mean, spread) and (not sparsity or has(row, sparsity))]
+        assert fitting, f"no linked table has {mean} ± {spread} {sparsity and f'at {sparsity} %'} in a row"
+
+
+@pytest.mark.parametrize(("folder", "text"), list(sections()))
+def test_the_numbers_of_a_shown_row_are_those_of_one_row_of_a_table(folder, text):
+    table = rows(linked(folder, text))
+    for line in text.splitlines():
+        shown = NUMBER.findall(line.replace("×", "").replace("/", " ")) if line.startswith("| ") else []
+        assert not shown or any(all(has(row, n) for n in shown) for row in table), f"in no row of a table: {line}"

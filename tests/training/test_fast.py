@@ -1,0 +1,150 @@
+"""The way to compute a step: how it is chosen, and that only rounding depends on it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+
+import psp
+from psp.errors import CheckpointError, KernelError
+from psp.method.parameterize import parametrizations
+from psp.runs.config import RunConfig
+from psp.training.fast import Network, fastest, ways
+
+training = sys.modules["psp.training.train"]
+CPU = torch.device("cpu")
+CONFIG = {"epochs": 1, "batch_size": 32, "method": "psp_weight_decay", "structure_decay": 0.001}
+
+
+def choices(*names):
+    return [{"precision": "float32", "kernels": name} for name in names]
+
+
+class Clock:
+    """A clock that the trials themselves set forward, so that no test depends on the machine's speed."""
+
+    def __init__(self):
+        self.now, self.calls = 0.0, []
+
+    def perf_counter(self):
+        return self.now
+
+    def trial(self, name, first, later):
+        """A trial that takes `first` seconds when it is called first and `later` seconds from then on."""
+
+        def run():
+            self.now += first if name not in self.calls else later
+            self.calls.append(name)
+
+        return {"precision": "float32", "kernels": name}, lambda: run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("psp.training.fast.time", clock)
+    return clock
+
+
+def failing(error):
+    def prepare():
+        raise error
+
+    return prepare
+
+
+def test_the_fastest_is_chosen_and_all_speeds_are_told(clock):
+    trials = [clock.trial("plain", 9, 2), clock.trial("fused", 9, 1), clock.trial("compiled", 9, 4)]
+    chosen = fastest(trials, images=10)
+    assert chosen == {
+        "precision": "float32",
+        "kernels": "fused",
+        "images_per_second": {"plain float32": 5.0, "fused float32": 10.0, "compiled float32": 2.5},
+        "left_out": {},
+    }
+    assert json.loads(json.dumps(chosen)) == chosen
+
+
+def test_the_first_call_does_not_count_and_what_is_far_behind_is_not_tried_again(clock):
+    fastest([clock.trial("plain", 1, 50), clock.trial("fused", 99, 10), clock.trial("compiled", 1, 11)], images=1)
+    assert [clock.calls.count(name) for name in ("plain", "fused", "compiled")] == [2, 4, 4]
+
+
+def test_what_does_not_work_here_is_left_out_with_its_reason(clock):
+    fused, compiled = choices("fused", "compiled")
+    failed = [(fused, failing(KernelError("no compiler"))), (compiled, failing(OSError("a\nb")))]
+    chosen = fastest([clock.trial("plain", 1, 1), *failed], images=1)
+    assert chosen["kernels"] == "plain"
+    assert chosen["left_out"] == {"fused float32": "KernelError: no compiler", "compiled float32": "OSError: a"}
+
+
+def test_an_error_of_the_run_itself_is_not_swallowed():
+    with pytest.raises(ZeroDivisionError):
+        fastest([(choices("plain")[0], failing(ZeroDivisionError()))], images=1)
+
+
+def test_a_gpu_has_torch_compile_and_a_cpu_has_the_fused_kernels():
+    assert {way["kernels"] for way in ways(CPU)} == {"plain", "fused"}
+    assert {way["kernels"] for way in ways(torch.device("cuda"))} == {"plain", "compiled"}
+
+
+@pytest.mark.parametrize("way", ways(CPU), ids=lambda way: f"{way['kernels']} {way['precision']}")
+def test_every_way_computes_the_same_network_up_to_rounding(way):
+    if way["kernels"] == "fused" and not shutil.which("c++"):
+        pytest.skip("no C++ compiler here")
+    state = training.start(RunConfig.of(CONFIG), 10, CPU)
+    images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    logits = Network(state.model, way)(images)
+    expected = training.start(RunConfig.of(CONFIG), 10, CPU).model(images)
+    assert logits.dtype == torch.float32
+    bound = (0.05 if way["precision"] == "bfloat16" else 1e-4) * expected.abs().max()
+    assert (logits - expected).abs().max() < bound
+    logits.sum().backward()
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in state.model.parameters())
+
+
+def test_alpha_meets_the_weight_in_float32_also_under_bfloat16():
+    """What autocast rounds is the product: α of 1 + 2⁻¹⁰ is more than bfloat16 can tell from 1."""
+    state = training.start(RunConfig.of(CONFIG), 10, CPU)
+    layer, pruner = next(iter(parametrizations(state.model).values()))
+    torch.nn.init.constant_(pruner.alpha, 1 + 2**-10)
+    with torch.autocast("cpu", torch.bfloat16):
+        weight = layer.weight
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, layer.parametrizations.weight.original * (1 + 2**-10))
+
+
+def test_a_run_measures_and_tells_what_it_chose(tmp_path, monkeypatch):
+    """With no compiler: the fused kernels are left out, and the record says why."""
+    from few import few
+
+    def kernels():
+        raise KernelError("no compiler here")
+
+    monkeypatch.setattr(psp.data.sets, "_digits", few(psp.data.sets._digits))
+    monkeypatch.setattr("psp.training.fused.kernels", kernels)
+    step = psp.train(CONFIG, checkpoints=tmp_path, device="cpu", progress=False)["provenance"]["step"]
+    assert step["kernels"] == "plain"
+    assert set(step["images_per_second"]) == {"plain float32", "plain bfloat16"}
+    assert step["left_out"]["fused bfloat16"] == "KernelError: no compiler here"
+    assert step["images_per_second"][f"plain {step['precision']}"] == max(step["images_per_second"].values())
+
+
+def test_a_run_begun_with_kernels_that_are_gone_is_not_resumed_another_way(tmp_path, monkeypatch, few_digits):
+    fused = {"precision": "float32", "kernels": "fused"}
+    config = RunConfig.of({**CONFIG, "epochs": 2})
+    data = psp.data.sets.load("digits")
+    checkpoint = training.Checkpoint(tmp_path, config, data.sha256)
+    state = training.start(config, 10, CPU)
+    state.choice, state.epoch = fused, 1
+    checkpoint.save(state)
+
+    def kernels():
+        raise KernelError("no compiler here")
+
+    monkeypatch.setattr("psp.training.fused.kernels", kernels)
+    with pytest.raises(CheckpointError, match=r"begun with fused kernels, which this machine lacks \(no comp"):
+        psp.train(config, checkpoints=tmp_path, device="cpu", progress=False)
+    assert checkpoint.path.exists()
