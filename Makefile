@@ -19,8 +19,9 @@ help:
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
 repro: $(BIN)/.ready
-	$(BIN)/python -m psp.pipeline plan $(PROFILE)
+	$(BIN)/python -m psp.pipeline ahead $(PROFILE)
 	$(BIN)/dvc repro --keep-going $(PIPELINE)
+	@echo "Figures: results/$(PROFILE)/figures; tables: results/$(PROFILE)/tables; of the sections cifar and ilsvrc beside these."
 
 test: $(BIN)/.ready
 	$(BIN)/ruff check .

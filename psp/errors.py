@@ -21,6 +21,10 @@ class RunsFailedError(RuntimeError):
     """Some of several training runs failed; the others have their records."""
 
 
+class StagesChangedError(RuntimeError):
+    """A profile was changed and DVC still goes by the old list of its stages; the list is mended."""
+
+
 class NotebookError(RuntimeError):
     """A notebook that the pipeline ran stopped at an error; its executed copy shows where."""
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ import psp
 from psp.errors import CheckpointError, KernelError
 from psp.method.parameterize import parametrizations
 from psp.runs.config import RunConfig
+from psp.training import train as training
 from psp.training.fast import Network, fastest, ways
 
-training = sys.modules["psp.training.train"]
 CPU = torch.device("cpu")
 CONFIG = {"epochs": 1, "batch_size": 32, "method": "psp_weight_decay", "structure_decay": 0.001}
 
