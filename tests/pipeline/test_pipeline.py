@@ -324,6 +324,27 @@ def test_the_plan_goes_by_what_dvc_would_train(repository):
         change(repository, "structure_decay: 0.02", "structure_decay: 0.01")
 
 
+def test_a_run_that_was_trained_ahead_is_not_trained_again(repository):
+    record = repository / "results" / "demo" / "runs" / f"{L1}.json"
+    executed = repository / "results" / "demo" / "executed" / f"{L1}.ipynb"
+    before, executed_at = record.read_bytes(), executed.stat().st_mtime_ns
+    settings = "method: psp_l1\n    structure_decay: "
+    try:
+        change(repository, f"{settings}0.01", f"{settings}0.015")
+        command = [sys.executable, "-m", "psp.pipeline", "ahead", "demo", "--jobs", "2"]
+        done = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout
+        assert "3 runs, 2 up to date; about 1 min at " in done
+        assert "1 runs trained in 1 min" in done
+        assert record.read_bytes() == before, "records are the pipeline's"
+        assert dvc(repository, "repro", f"train@{L1}").returncode == 0
+        assert json.loads(record.read_text())["config"]["structure_decay"] == 0.015
+        assert executed.stat().st_mtime_ns == executed_at
+    finally:
+        change(repository, f"{settings}0.015", f"{settings}0.01")
+        assert dvc(repository, "repro").returncode == 0
+    assert json.loads(record.read_text())["curve"] == json.loads(before)["curve"]
+
+
 def test_the_probe_measures_a_speed():
     speed, step = images_per_second(RunConfig(batch_size=8), load("digits"), "cpu")
     assert 1 < speed < 1e6
