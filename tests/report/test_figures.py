@@ -1,6 +1,7 @@
 """What the figures show, read back from their axes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.collections import PolyCollection
