@@ -3,7 +3,8 @@
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract
 from psp.frozen.freeze import freeze
-from psp.method.parameterize import fold, parameterize, sparsity, structure_parameters
+from psp.method.fold import fold
+from psp.method.parameterize import parameterize, sparsity, structure_parameters
 from psp.method.regularize import param_groups
 from psp.models import create_model
 from psp.training.train import train

@@ -24,7 +24,8 @@ from psp.extraction.kinds import classify
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
 from psp.extraction.shapes import find_flattens, find_shapes
-from psp.method.parameterize import fold, parametrizations
+from psp.method.attach import parametrizations
+from psp.method.fold import fold
 
 # What wraps a network, and the attribute that is the network itself.
 WRAPPERS = {

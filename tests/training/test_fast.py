@@ -8,7 +8,7 @@ import torch
 
 import psp
 from psp.errors import CheckpointError, KernelError
-from psp.method.parameterize import parametrizations
+from psp.method.attach import parametrizations
 from psp.runs.config import RunConfig
 from psp.training import train as training
 from psp.training.fast import Network, fastest, remembered, ways

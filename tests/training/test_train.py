@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 import psp
 from psp.data.sets import load
 from psp.errors import ConfigError
+from psp.method.attach import parametrizations
 from psp.method.methods import METHODS, before_step, build_model, groups
-from psp.method.parameterize import parametrizations
 from psp.runs.config import RunConfig
 from psp.training.epoch import learning_rate
 from psp.training.evaluate import errors_pct
