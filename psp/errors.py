@@ -10,7 +10,7 @@ class DataError(RuntimeError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that belongs to another run; nothing is overwritten."""
+    """A checkpoint that is damaged or belongs to another run; nothing is overwritten."""
 
 
 class DivergedError(RuntimeError):

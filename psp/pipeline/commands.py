@@ -15,7 +15,7 @@ from tqdm import tqdm
 from psp import errors
 from psp.data.sets import load
 from psp.errors import ConfigError, DataError, NotebookError
-from psp.files import write_json
+from psp.files import read_json, write_json
 from psp.pipeline.jobs import train_runs
 from psp.pipeline.plan import plan
 from psp.pipeline.profiles import CHECKPOINTS, ROOT, load_profile, with_sections
@@ -45,8 +45,9 @@ def data(profile):
 def check_data(profile, dataset):
     """Raise DataError unless the images at hand are those that data.json describes."""
     path = profile.results / "data.json"
-    promised = json.loads(path.read_text()).get(dataset) if path.is_file() else None
-    found, stage = load(dataset).summary(), f"python -m psp.pipeline data {profile.name}"
+    stage = f"python -m psp.pipeline data {profile.name}"
+    promised = read_json(path, f"run again: {stage}").get(dataset) if path.is_file() else None
+    found = load(dataset).summary()
     if promised is None:
         raise DataError(f"{path} does not say yet what {dataset} is; run first: {stage}")
     if promised != found:

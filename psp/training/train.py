@@ -13,13 +13,12 @@ from tqdm import tqdm
 
 from psp.data.sets import load, normalize
 from psp.errors import CheckpointError, ConfigError, DivergedError, KernelError
-from psp.files import write_json
 from psp.method.methods import before_step, build_model, groups
 from psp.method.parameterize import sparsity
 from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
 from psp.runs.record import alpha_counts, make_record
-from psp.training.checkpoint import Checkpoint
+from psp.training.checkpoint import Checkpoint, file_sha256, weights_file
 from psp.training.distributed import ALONE, Processes, Statistics, no_exchange, own_device, processes
 from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic, fastest, ways
@@ -104,10 +103,10 @@ def train_together(config, checkpoints, device, progress, together):
                 if not together.rank:
                     checkpoint.save(state)
         errors = errors_pct(state.model, data.test, data, config, together)
-        record = make_record(config, data, state, errors, origin)
+        weights = weights_file(state.model)
+        record = make_record(config, data, state, errors, file_sha256(weights), origin)
     if not together.rank:
-        checkpoint.save_weights(state.model)
-        write_json(record, checkpoint.record)
+        checkpoint.finish(weights, record)
     return record
 
 
