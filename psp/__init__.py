@@ -1,5 +1,7 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
+__version__ = "0.2.0"
+
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract
 from psp.frozen.freeze import freeze

@@ -1,6 +1,5 @@
 """The training stage: one run to its record, or all that `dvc repro` would train, before it asks for them."""
 
-import json
 import os
 
 import torch
@@ -9,7 +8,7 @@ from torch import distributed
 from psp.data.limits import cores_of_one
 from psp.data.sets import load
 from psp.errors import ConfigError, DataError, RunsFailedError
-from psp.files import ROOT, write_json
+from psp.files import ROOT, read_json, write_json
 from psp.pipeline.jobs import train_runs
 from psp.pipeline.notebook import execute
 from psp.pipeline.plan import parts, plan
@@ -74,8 +73,9 @@ def ahead(profile, jobs):
 def check_data(profile, dataset):
     """The sha256 of a data set. Raises DataError unless it is the one that the profile's data stage has described."""
     path = profile.data_path(dataset)
-    promised = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    found, stage = load(dataset).summary(), f"python -m psp.pipeline data {profile.name} {dataset}"
+    stage = f"python -m psp.pipeline data {profile.name} {dataset}"
+    promised = read_json(path, f"run again: {stage}") if path.is_file() else None
+    found = load(dataset).summary()
     if promised is None:
         raise DataError(f"there is no {path} yet, which says what {dataset} is; run first: {stage}")
     if promised != found:

@@ -10,12 +10,11 @@ from tqdm import tqdm
 
 from psp.data.sets import load
 from psp.errors import CheckpointError, ConfigError, KernelError
-from psp.files import write_json
 from psp.method.methods import build_model, groups
 from psp.runs.config import RunConfig, code_sha256
 from psp.runs.provenance import device_name, provenance
 from psp.runs.record import make_record
-from psp.training.checkpoint import Checkpoint
+from psp.training.checkpoint import Checkpoint, file_sha256, weights_file
 from psp.training.distributed import own_device, processes
 from psp.training.epoch import State, check_finite, train_epoch
 from psp.training.evaluate import errors_pct
@@ -83,10 +82,10 @@ def train_together(config, checkpoints, device, progress, together):
                 if not together.rank:
                     checkpoint.save(state)
         errors = errors_pct(state.model, data.test, data, config, together)
-        record = make_record(config, data, state, errors, origin)
+        weights = weights_file(state.model)
+        record = make_record(config, data, state, errors, file_sha256(weights), origin)
     if not together.rank:
-        checkpoint.save_weights(state.model)
-        write_json(record, checkpoint.record)
+        checkpoint.finish(weights, record)
     return record
 
 

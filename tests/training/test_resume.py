@@ -12,6 +12,7 @@ import torch
 import psp
 from psp.data.sets import load
 from psp.errors import CheckpointError, DivergedError
+from psp.files import SEAL
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 # All that can be lost or differ: bfloat16, and our own kernels where there is a compiler.
 CHOICE = {"precision": "bfloat16", "kernels": "fused" if shutil.which("c++") else "plain"}
 CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 16, "holdout": 64}
-TIMES = ("seconds", "provenance")
+TIMES = ("seconds", "provenance", SEAL)  # and the seal of the record, these among it
 
 
 def checkpoint_path(folder, config=CONFIG):
