@@ -14,6 +14,7 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.place import normalizations
+from psp.method.structures import is_one_structure
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
@@ -30,7 +31,7 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     layers = {name: model.get_submodule(name) for name in chosen}
     for name, layer in layers.items():
         check_plain(name, layer)
-    behind = normalizations(model, chosen) if place == "auto" else {}
+    behind = normalizations(model, spans(layers, chosen)) if place == "auto" else {}
     made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
     if couple:
         made |= coupled(model, chosen, made)
@@ -45,6 +46,12 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     for norm, scales in on_normalization.items():
         put_behind(model.get_submodule(norm), scales)
     return model
+
+
+def spans(layers, chosen):
+    """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution."""
+    whole = {name for name, own in chosen.items() if is_one_structure(weight_shape(layers[name]), own)}
+    return {name: "layer" if name in whole else own for name, own in chosen.items()}
 
 
 def check_place(place):
