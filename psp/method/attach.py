@@ -40,9 +40,9 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
         if name not in behind:
             parametrize.register_parametrization(layer, "weight", made[name])
             continue
-        layer.add_module("structure", made[name])
-        for norm, first in behind[name]:
-            on_normalization[norm].append((first, made[name], len(layer.weight)))
+        layer.add_module("structure", made[name].train(layer.training))
+        for norm, first, count in behind[name]:
+            on_normalization[norm].append((first, made[name], count))
     for norm, scales in on_normalization.items():
         put_behind(model.get_submodule(norm), scales)
     return model

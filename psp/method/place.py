@@ -36,10 +36,12 @@ CONCATENATIONS = (torch.cat, torch.concat)
 
 
 def normalizations(model, structures):
-    """{layer name: [(normalization's name, the layer's first channel in it)]} of the layers whose α would cancel.
+    """{layer name: [(normalization's name, first, count)]} of the layers whose α would cancel: `count` entries of γ.
 
     `structures` is {layer name: structure}. A layer is listed if structure is "channel" or "layer" and all that its
-    output goes to, concatenated or not, are normalizations with γ in which its α cancels.
+    output goes to, concatenated or not, are normalizations with γ in which its α cancels. A linear layer has its
+    channels along the last axis and BatchNorm1d along the second; whether that is the same shows only in the input, and
+    the α of its channels stay on the weight.
     """
     wanted = {name for name, structure in structures.items() if structure in ("channel", "layer")}
     if not wanted:
@@ -51,7 +53,10 @@ def normalizations(model, structures):
         return {}
     found = {}
     for name in sorted(wanted):
-        walk = _Walk(model, whole=structures[name] == "layer")
+        whole, layer = structures[name] == "layer", model.get_submodule(name)
+        if isinstance(layer, nn.Linear) and not whole:
+            continue
+        walk = _Walk(model, whole, len(layer.weight))
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
         targets = [walk.targets(node) for node in nodes]
         if targets and all(targets):
@@ -62,20 +67,25 @@ def normalizations(model, structures):
 class _Walk:
     """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
 
-    def __init__(self, model, whole):
+    def __init__(self, model, whole, count):
         self.model = model
         self.whole = whole
+        self.count = count
 
-    def targets(self, node, first=0):
-        """(name, first channel) of each normalization that `node` ends in; empty if anything else sees its values."""
+    def targets(self, node, first=None):
+        """(name, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
+
+        `first` counts the channels that stand before those of the layer; None where nothing was concatenated.
+        """
         found = []
         for user in node.users:
             if queries_shape(user):
                 continue
             if self._normalizes(user):
-                ends = [(user.target, first)]
+                count = len(self.model.get_submodule(user.target).weight)
+                ends = [(user.target, 0, count) if first is None else (user.target, first, self.count)]
             elif user.target in CONCATENATIONS and self._channels_before(user, node) is not None:
-                ends = self.targets(user, first + self._channels_before(user, node))
+                ends = self.targets(user, (first or 0) + self._channels_before(user, node))
             else:
                 ends = self.targets(user, first) if self._passes(user) else []
             if not ends:

@@ -9,6 +9,8 @@ from psp.runs.config import RunConfig
 
 # What IPython itself puts into a notebook's namespace.
 IPYTHON_NAMES = {"In", "Out", "exit", "get_ipython", "open", "quit"}
+# Of a kernel, which would say of itself that it listens to this machine.
+QUIET = ["--log-level=ERROR"]
 PATHS = ("checkpoints", "record_path")
 # What papermill injects for our parameters; results of later cells are of other types and are left alone.
 PLAIN = (bool, int, float, str, list, tuple, type(None))
@@ -48,6 +50,8 @@ def execute(notebook, output, parameters):
     output.parent.mkdir(parents=True, exist_ok=True)
     source = ROOT / "notebooks" / f"{notebook}.ipynb"
     try:
-        papermill.execute_notebook(source, output, parameters, progress_bar=False, stderr_file=sys.stderr)
+        papermill.execute_notebook(
+            source, output, parameters, progress_bar=False, stderr_file=sys.stderr, extra_arguments=QUIET
+        )
     except papermill.PapermillExecutionError as error:
         raise NotebookError(f"{error.evalue} ({error.ename}; all of it is in {output.relative_to(ROOT)})") from error

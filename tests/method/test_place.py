@@ -75,12 +75,12 @@ def test_on_weights_a_normalization_hides_them(structure):
 def test_where_alpha_stands_by_hand():
     net = psp.create_model("resnet20")
     structures = {"layer1.0.conv1": "channel", "layer1.0.conv2": "layer", "layer2.0.conv1": "column", "fc": "channel"}
-    expected = {"layer1.0.conv1": [("layer1.0.bn1", 0)], "layer1.0.conv2": [("layer1.0.bn2", 0)]}
+    expected = {"layer1.0.conv1": [("layer1.0.bn1", 0, 16)], "layer1.0.conv2": [("layer1.0.bn2", 0, 16)]}
     assert normalizations(net, structures) == expected
     dense = normalizations(psp.create_model("densenet16"), {"block1.0.conv": "channel", "block1.1.conv": "layer"})
     after = ["block1.2.bn", "block1.3.bn", "transition1.0"]  # 16 channels come in, each layer adds 12
-    assert dense["block1.0.conv"] == [("block1.1.bn", 16), *((name, 16) for name in after)]
-    assert dense["block1.1.conv"] == [(name, 28) for name in after]
+    assert dense["block1.0.conv"] == [("block1.1.bn", 16, 12), *((name, 16, 12) for name in after)]
+    assert dense["block1.1.conv"] == [(name, 28, 12) for name in after]
 
 
 class Seen(nn.Module):
@@ -112,9 +112,20 @@ def test_alpha_stands_on_the_weight_if_anything_but_normalizations_sees_the_outp
 def test_normalizations_of_all_channels_hide_the_alpha_of_a_layer_and_not_of_a_channel():
     for norm in (nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.BatchNorm2d(6)):
         net = nn.Sequential(nn.Conv2d(3, 6, 1), norm)
-        assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0)]}
+        assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0, 6)]}
         assert bool(normalizations(net, {"0": "channel"})) is not isinstance(norm, nn.GroupNorm)
     assert normalizations(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=False)), {"0": "channel"}) == {}
+
+
+def test_a_linear_layer_keeps_the_alpha_of_its_channels_which_may_lie_along_another_axis():
+    """BatchNorm1d normalizes the second axis, which of tokens, N×5×6, is not that of the features."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(30, 3)).double()
+    assert normalizations(net, {"0": "channel"}) == {}
+    assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0, 5)]}
+    psp.parameterize(net, {"0": "channel"})
+    psp.structure_parameters(net)["0"].data[1] = 0.0
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    assert torch.allclose(psp.extract(net.eval(), x)(x), net(x))
 
 
 def test_gamma_and_beta_are_multiplied_and_pruned_with_their_filter():
@@ -178,9 +189,9 @@ def test_gamma_and_beta_behind_alpha_decay_and_no_other():
 def test_decay_on_both_factors_behind_a_normalization_is_the_lasso():
     """½‖y − Zγα‖²/n with decay on γ and on α, Z the normalized channels, against scikit-learn's solver."""
     torch.manual_seed(0)
-    norm = nn.BatchNorm1d(8, eps=1e-12).double()
-    net = nn.Sequential(nn.Linear(8, 8, bias=False).double(), norm)
-    x = torch.randn(200, 8, dtype=torch.float64)
+    norm = nn.BatchNorm1d(8, eps=1e-12)
+    net = nn.Sequential(nn.Conv1d(8, 8, 1, bias=False), norm, nn.Flatten()).double()
+    x = torch.randn(200, 8, 1, dtype=torch.float64)
     net[0].weight.requires_grad_(False)
     z = net(x).detach()
     y = z @ torch.tensor([1.0, -0.8, 0.5, 0.3, 0.1, 0, 0, 0], dtype=torch.float64) + 0.3 * torch.randn(200).double()
