@@ -21,6 +21,7 @@ from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.graph import fold_batchnorm_, make_pure, trace
 from psp.extraction.kinds import classify
+from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
 from psp.extraction.shapes import find_flattens, find_shapes
@@ -66,6 +67,7 @@ def extract(model, example_input):
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
+    use_layers(network)
     fold_batchnorm_(network)
     find_flattens(network)
     classify(network)

@@ -129,16 +129,23 @@ def _writes(node, writers):
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
     if node.op == "call_function":
-        return node.target in PURE or node.target is operator.setitem or "out" in node.kwargs or _inplace(node)
+        return node.target in PURE or node.target is operator.setitem or _given(node, "out") or _inplace(node)
     return False
 
 
 def _inplace(node):
-    """Whether a function was called with inplace=True, by name or position."""
+    """Whether a function was called with inplace=True."""
+    return _given(node, "inplace") is True
+
+
+def _given(node, name):
+    """What a function was called with for its argument `name`, by name or position; None if with nothing."""
+    if name in node.kwargs:
+        return node.kwargs[name]
     try:
-        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace") is True
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
     except (TypeError, ValueError):  # a builtin without a signature has no such argument
-        return False
+        return None
 
 
 def _use_pure(node):

@@ -14,7 +14,7 @@ from torch import nn
 from psp.extraction.channels import Channels
 from psp.extraction.graph import CONVOLUTION
 from psp.extraction.ops import Op
-from psp.kernels.columns import ColumnSparseConv2d
+from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
 
 # A convolution may as well put out constant channels, by its bias, if that costs less than putting them in later.
 # As measured on AVX-512 with oneDNN, output channels cost by full vectors of 16, and a selection costs per value as
@@ -24,6 +24,7 @@ SELECTION = 40
 # From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel: in
 # float32 on a CPU psp.kernels overtake oneDNN there (benchmarks/column_conv.py).
 COLUMN_SPARSE = 0.2
+COLUMNS = dict(zip(CONVOLUTION, (ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d), strict=True))
 ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
@@ -128,7 +129,7 @@ def pads(module):
 
 def column_sparse(module, weight):
     """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
-    padding = pads(module) if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" else []
+    padding = pads(module) if type(module) in CONVOLUTION and module.padding_mode == "zeros" else []
     if not padding or any(before != after for before, after in padding):
         return False
     weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
@@ -144,7 +145,7 @@ def smallest(module, weight, bias, groups):
     weight = weight.unflatten(-1, module.kernel_size)
     if groups == 1 and column_sparse(module, weight.flatten(2)):
         before = tuple(p for p, _ in pads(module))
-        return ColumnSparseConv2d(weight, bias, module.stride, before, module.dilation)
+        return COLUMNS[type(module)](weight, bias, module.stride, before, module.dilation)
     padding = pads(module)
     if module.padding_mode == "zeros":
         weight, padding = cropped(weight, padding, module.dilation)
