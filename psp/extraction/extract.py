@@ -19,12 +19,16 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
-from psp.extraction.graph import fold_batchnorm_, make_pure, trace
+from psp.extraction.cost import left_parameters
+from psp.extraction.examples import twice_as_many
+from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.kinds import classify
 from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
-from psp.extraction.shapes import find_flattens, find_shapes
+from psp.extraction.shapes import find_flattens, find_shapes, fix_size
+from psp.extraction.storage import store_nonzero
+from psp.extraction.trace import trace
 from psp.method.parameterize import fold, parametrizations
 
 # What wraps a network, and the attribute that is the network itself.
@@ -61,9 +65,11 @@ def extract(model, example_input):
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
-    network = trace(masked, len(inputs))
+    network = trace(masked, inputs)
     find_shapes(network, inputs)
-    shown = inputs, beside(inputs)
+    shown = [inputs, beside(inputs)]
+    if network.meta["fixed"]:  # only then: it costs time, and elsewhere the size changes nothing
+        shown.append(tuple(twice_as_many(x) for x in inputs))
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
@@ -74,6 +80,10 @@ def extract(model, example_input):
     known = follow(network.graph)
     wanted = ask(network.graph, known)
     smaller = polish(Builder(network, known, wanted).build())
+    if left_parameters(smaller) > left_parameters(model):
+        store_nonzero(smaller)
+    if network.meta["fixed"]:
+        fix_size(smaller, inputs)
     for values, outputs in zip(shown, expected, strict=True):
         compare(smaller(*values), outputs)
     like = next(model.parameters())
