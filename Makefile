@@ -15,12 +15,13 @@ help:
 	@echo "make test                  lint and test, notebooks included"
 	@echo "make notebooks             execute the notebooks again and store their outputs"
 	@echo "make benchmarks            measure the training step and the kernels, into results/benchmarks (leave the machine alone)"
-	@echo "make lock                  pin requirements.in anew in requirements.txt"
+	@echo "make lock                  pin the dependencies of pyproject.toml in requirements.txt"
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
 repro: $(BIN)/.ready
-	$(BIN)/python -m psp.pipeline plan $(PROFILE)
+	$(BIN)/python -m psp.pipeline ahead $(PROFILE)
 	$(BIN)/dvc repro --keep-going $(PIPELINE)
+	@echo "Figures: results/$(PROFILE)/figures; tables: results/$(PROFILE)/tables; of the sections cifar and ilsvrc beside these."
 
 test: $(BIN)/.ready
 	$(BIN)/ruff check .
@@ -49,7 +50,7 @@ lock:
 	$(PYTHON) -m venv .lock-venv
 	.lock-venv/bin/python -m pip install --quiet uv
 	.lock-venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	  --no-header --no-annotate requirements.in -o requirements.txt
+	  --no-header --no-annotate --all-extras pyproject.toml -o requirements.txt
 
 clean:
 	rm -rf .venv .lock-venv .pytest_cache .ruff_cache .hypothesis

@@ -28,8 +28,9 @@ from psp.runs.config import RunConfig
 from psp.runs.record import device_name, git_commit
 from psp.timing.measure import quartiles
 from psp.training.distributed import cores_of_one
+from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic
-from psp.training.train import choose, compute_as_chosen, start, train_epoch
+from psp.training.train import choose, compute_as_chosen, start
 
 BATCH = 32
 SIZE = (500, 375)

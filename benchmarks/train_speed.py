@@ -28,8 +28,9 @@ from psp.data.sets import load
 from psp.runs.config import RunConfig
 from psp.runs.record import device_name, git_commit
 from psp.timing.work import measure_limits
+from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic
-from psp.training.train import choose, compute_as_chosen, start, train_epoch
+from psp.training.train import choose, compute_as_chosen, start
 
 BATCH = 128
 WARMUP_BATCHES = 4  # as many as the DataLoader's workers have ready beforehand

@@ -1,9 +1,12 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
+__version__ = "0.2.0"
+
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract
 from psp.frozen.freeze import freeze
-from psp.method.parameterize import fold, parameterize, sparsity, structure_parameters
+from psp.method.fold import fold
+from psp.method.parameterize import parameterize, sparsity, structure_parameters
 from psp.method.regularize import param_groups
 from psp.models import create_model
 from psp.training.train import train

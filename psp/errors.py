@@ -1,5 +1,7 @@
 """The errors a user can meet. Each message names the thing at fault and the remedy."""
 
+from contextlib import contextmanager
+
 
 class ConfigError(ValueError):
     """A setting that no run can be made from: raised before any work begins."""
@@ -10,7 +12,7 @@ class DataError(RuntimeError):
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that belongs to another run; nothing is overwritten."""
+    """A checkpoint that is damaged or belongs to another run; nothing is overwritten."""
 
 
 class DivergedError(RuntimeError):
@@ -19,6 +21,10 @@ class DivergedError(RuntimeError):
 
 class RunsFailedError(RuntimeError):
     """Some of several training runs failed; the others have their records."""
+
+
+class StagesChangedError(RuntimeError):
+    """A profile was changed and DVC still goes by the old list of its stages; the list is mended."""
 
 
 class NotebookError(RuntimeError):
@@ -31,3 +37,19 @@ class ExtractError(ValueError):
 
 class KernelError(RuntimeError):
     """Kernels that cannot be built or used on this machine; training goes on without them and its record says why."""
+
+
+class MissingPackageError(ImportError):
+    """A package is not installed that only some uses of this one need."""
+
+
+@contextmanager
+def extra(name):
+    """Around imports of what only the extra `name` of pyproject.toml brings: raises MissingPackageError without it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingPackageError(
+            f"{error.name} is not installed; it comes with an extra of this package: pip install '.[{name}]' in its "
+            "repository"
+        ) from error

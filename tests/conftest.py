@@ -1,7 +1,6 @@
 """Few images for quick runs; real ones and an independent author's weights where they are at hand."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,14 +16,14 @@ def few_digits():
     """For the length of a test module, the digits are the few of few.py, and no way to compute is tried out."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(psp.data.sets, "_digits", few(psp.data.sets._digits))
-        patch.setattr(sys.modules["psp.training.train"], "choose", lambda *_: PLAIN)
+        patch.setattr("psp.training.train.choose", lambda *_: PLAIN)
         yield
 
 
 @pytest.fixture
 def plain_steps(monkeypatch):
     """No way to compute is tried out."""
-    monkeypatch.setattr(sys.modules["psp.training.train"], "choose", lambda *_: PLAIN)
+    monkeypatch.setattr("psp.training.train.choose", lambda *_: PLAIN)
 
 
 @pytest.fixture(scope="session")

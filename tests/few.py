@@ -26,7 +26,7 @@ def use_few_digits(choice=PLAIN):
 @contextmanager
 def in_float64():
     """Training in float64, in which what the order of a sum makes is too small to grow to anything in a few steps."""
-    modules = [sys.modules[name] for name in ("psp.training.train", "psp.training.evaluate")]
+    modules = [sys.modules[name] for name in ("psp.training.epoch", "psp.training.evaluate")]
     normalize = psp.data.sets.normalize
     torch.set_default_dtype(torch.float64)
     for module in modules:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from psp.data.images import PIXELS, SIDE, Images
-from psp.errors import DataError
+from psp.errors import DataError, extra
 from psp.files import ROOT
 
 
@@ -87,7 +87,8 @@ class Cifar:
 
     def torchvision(self, folder, train, download=False):
         """torchvision's reader of the python layout, which checks every file's md5."""
-        from torchvision import datasets  # takes seconds to import, and most runs do without it
+        with extra("data"):
+            from torchvision import datasets  # takes seconds to import, and most runs do without it
 
         reader = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.name]
         return reader(folder, train=train, download=download)

@@ -5,7 +5,6 @@ that fit in memory stay there decoded; the others are read again for every crop.
 """
 
 import hashlib
-import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,8 @@ from psp.data.cifar import data_folders
 from psp.data.crops import DRAWS, PLAIN_BATCH, Cropped, crops, decode, eight_bits
 from psp.data.drawings import draw_tree
 from psp.data.limits import cores_of_one, memory_limit
-from psp.errors import DataError
-from psp.files import write_json
+from psp.errors import ConfigError, DataError
+from psp.files import is_sealed, read_json, sealed, write_json
 from psp.native import cache_folder
 
 # Means and standard deviations of ILSVRC2012's pixels, as all torchvision networks take them, in 0…255.
@@ -182,16 +181,17 @@ def look_at_all(tree, listed, sha256):
     converted = {mode: count for mode, count in sorted(modes.items()) if count}
     found = {"unreadable": unreadable, "converted": converted, "values": values}
     if names:
-        write_json(found, kept)
+        write_json(sealed(found), kept)
     return found
 
 
 def read_kept(path):
     """What an earlier look found; None where there was none or its file is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        found = read_json(path, "look again")
+    except (OSError, ConfigError):
         return None
+    return found if is_sealed(found) else None
 
 
 def look(path):

@@ -12,7 +12,7 @@ import torch
 
 from psp.data.cifar import CIFAR
 from psp.data.images import Images
-from psp.errors import ConfigError
+from psp.errors import ConfigError, extra
 
 # Trees of image folders; all other sets have images of 32×32.
 TREES = ("ilsvrc2012", "imagenette", "drawings")
@@ -104,7 +104,8 @@ def _channel_statistics(pixels):
 
 def _tree(name):
     """A tree of image folders; its validation images are the test set."""
-    from psp.data import folders  # imports torchvision, which takes seconds, and most runs do without it
+    with extra("data"):
+        from psp.data import folders  # imports torchvision, which takes seconds, and most runs do without it
 
     train, val, classes, sha256, noticed = folders.load_tree(name)
     return Dataset(name, classes, train, val, folders.MEAN, folders.STD, sha256, {"classes": classes, **noticed})
@@ -112,7 +113,8 @@ def _tree(name):
 
 def _digits():
     """(train, test): 8×8 digits in 0…16, each pixel repeated 4×4, in three channels; the last fifth is the test set."""
-    from sklearn.datasets import load_digits
+    with extra("data"):
+        from sklearn.datasets import load_digits
 
     digits = load_digits()
     gray = torch.from_numpy((digits.images * (255 / 16)).round().astype(np.uint8))

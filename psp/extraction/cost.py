@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psp.method.parameterize import holders, parametrizations, sparsity, structure_parameters, weight_shape
+from psp.method.attach import originals, parametrizations, weight_shape
+from psp.method.fold import holders
+from psp.method.parameterize import sparsity, structure_parameters
 
 
 class Cost(NamedTuple):
@@ -60,7 +62,7 @@ def zeroed_parameters(model):
     """How many weights are zeroed; one that several modules share, only where all of them zero it."""
     kept, zeroing, holding = {}, Counter(), holders(model)
     for layer, pruner in parametrizations(model).values():
-        weights = tuple(id(p) for p in layer.parametrizations.weight.parameters(recurse=False))
+        weights = tuple(id(p) for p in originals(layer))
         kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
         zeroing[weights] += 1
     gone = {weights: mask.numel() - int(mask.sum()) for weights, mask in kept.items()}

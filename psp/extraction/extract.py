@@ -29,7 +29,8 @@ from psp.extraction.rewrite import Builder
 from psp.extraction.shapes import find_flattens, find_shapes, fix_size
 from psp.extraction.storage import store_nonzero
 from psp.extraction.trace import trace
-from psp.method.parameterize import fold, parametrizations
+from psp.method.attach import parametrizations
+from psp.method.fold import fold
 
 # What wraps a network, and the attribute that is the network itself.
 WRAPPERS = {

@@ -20,7 +20,7 @@ from psp.frozen.memory import allocate
 from psp.frozen.planner import Planner
 from psp.frozen.values import COMBINE, CONV
 from psp.kernels.cpu import FLAGS, parallel
-from psp.method.parameterize import parametrizations
+from psp.method.attach import parametrizations
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("lanes.c")

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from psp.errors import ConfigError
-from psp.method.parameterize import GRADIENTS, INIT, ThresholdedScale, attach, check_gradient, parametrizations
+from psp.method.attach import PLACES, attach, parametrizations
+from psp.method.parameterize import INIT, check_gradient
 from psp.method.structures import alpha_shape, is_one_structure
+from psp.method.threshold import GRADIENTS, ThresholdedScale
 
 
 class FixedSparsity(ThresholdedScale):
@@ -53,7 +55,7 @@ class NormMask(nn.Module):
         self.mask.copy_(largest(norm, sparsity))
 
 
-def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gradient=GRADIENTS[0]):
+def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gradient=GRADIENTS[0], place=PLACES[0]):
     """PSP at a prescribed sparsity: in every layer the share `sparsity` (0…1) of smallest |α| is pruned.
 
     In place; returns `model`. Arguments and errors as `psp.parameterize`, and ConfigError for a sparsity outside
@@ -61,7 +63,11 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
     """
     check_sparsity(sparsity)
     check_gradient(gradient)
-    return attach(model, structure, skip, lambda weight, own: FixedSparsity(weight, own, sparsity, init, gradient))
+
+    def scale(weight, own):
+        return FixedSparsity(weight, own, sparsity, init, gradient)
+
+    return attach(model, structure, skip, scale, place)
 
 
 def attach_norm_masks(model, structure="column", skip=()):

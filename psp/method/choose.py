@@ -85,14 +85,7 @@ def check_bypass(model, names):
 
 def without_bypass(model, names):
     """The layers of `names`, in the order of execution, whose removal after the others' would cut input from output."""
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:  # whatever the model's forward raises when it meets a symbolic value
-        raise ConfigError(
-            f"structure 'layer' has to see the branches of {type(model).__name__}, and torch.fx cannot trace it "
-            f"({error}); use another structure"
-        ) from error
-    calls = {}
+    graph, calls = traced(model, "structure 'layer' has to see the branches of the network"), {}
     for node in graph.nodes:
         if node.op == "call_module" and node.target in names:
             calls.setdefault(node.target, set()).add(node)
@@ -110,6 +103,14 @@ def without_bypass(model, names):
     return blocking
 
 
+def traced(model, why="where α stands depends on what follows a layer"):
+    """The network's graph. Raises ConfigError, saying `why` it is needed, where torch.fx cannot trace it."""
+    try:
+        return fx.Tracer().trace(model)
+    except Exception as error:  # whatever the model's forward raises when it meets a symbolic value
+        raise ConfigError(f"{why}, and torch.fx cannot trace {type(model).__name__} ({error})") from error
+
+
 def _output_is_reached(graph, removed, zeros):
     """Whether input reaches output beside the nodes `removed`, of which `zeros` put out 0, and others constants."""
     reached = set()
@@ -118,12 +119,12 @@ def _output_is_reached(graph, removed, zeros):
             zeros = zeros | {node}
             continue
         fed = node.op == "placeholder" or any(source in reached for source in node.all_input_nodes)
-        if fed and node not in removed and not _queries_shape(node):
+        if fed and node not in removed and not queries_shape(node):
             reached.add(node)
     return any(node.op == "output" for node in reached)
 
 
-def _queries_shape(node):
+def queries_shape(node):
     if node.op == "call_method":
         return node.target in SHAPE_QUERIES
     return node.op == "call_function" and node.target is getattr and node.args[1] in SHAPE_QUERIES

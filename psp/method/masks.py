@@ -8,7 +8,7 @@ import base64
 import numpy as np
 import torch
 
-from psp.method.parameterize import parametrizations
+from psp.method.attach import parametrizations, pruned_weight
 
 
 def masks(model):
@@ -18,7 +18,7 @@ def masks(model):
 
 def excerpt(model):
     """Name and pruned weight w · ν(α), in half precision, of the smallest parameterized layer; None without any."""
-    layers = [(layer.weight.detach(), name) for name, (layer, _) in parametrizations(model).items()]
+    layers = [(pruned_weight(*pair).detach(), name) for name, pair in parametrizations(model).items()]
     if not layers:
         return None
     weight, name = min(layers, key=lambda pair: pair[0].numel())
@@ -36,7 +36,7 @@ def apply_masks(model, record):
         kept = decode(record["masks"][name])
         if hasattr(pruner, "alpha"):
             pruner.alpha.copy_(kept * max(1.0, pruner.threshold or 0.0))
-        else:
+        elif hasattr(pruner, "mask"):
             pruner.mask.copy_(kept)
     return model
 

@@ -15,9 +15,9 @@ def build_model(config, num_classes):
     """The network of a `RunConfig`, its method's parametrization attached; weights can be loaded into it."""
     model = create_model(config.model, num_classes)
     where = {"structure": config.structure, "skip": config.skip}
-    alpha = {"init": config.init, "gradient": config.gradient}
+    alpha = {"init": config.init, "gradient": config.gradient, "place": config.place}
     if config.method in THRESHOLDED:
-        return parameterize(model, threshold=config.threshold, **alpha, **where)
+        return parameterize(model, threshold=config.threshold, couple=config.couple, **alpha, **where)
     if config.method == "psp_fixed_sparsity":
         return fix_sparsity(model, sparsity=config.sparsity, **alpha, **where)
     if config.method == "l1_norm":

@@ -1,58 +1,24 @@
-"""Parameterized structures: every structure i of a weight is multiplied by a learned α_i.
+"""Structure parameters on the layers of a network: given to it, looked at, and folded into plain weights again.
 
-Forward:   q_i = w_i · ν(α_i),   ν(α) = 0 where |α| < ε, else α
-Backward:  ∂ν/∂α = 1 (straight-through), so that a pruned structure still receives a gradient and can
-           come back; ∂E/∂α_i = Σ_j ∂E/∂q_ij · w_ij over the weights j of structure i, the exact chain
-           rule of q = w · α; or, "summed", Σ_j ∂E/∂q_ij without the factor w_ij.
+Where the α of a layer stand follows from the structure. For most they multiply its weight. But the α of an output
+channel, or of a whole layer, cancels in a normalization that follows: the loss does not see it, and decay shrinks all
+alike. There α stands on γ and β of that normalization instead (`psp.method.place`), which the loss does see.
 
-Source: Schindler et al. 2019, section 3. The forward and backward rules are as we remember them, and which of
-the two gradients the paper prints is not available to us, nor are ε and the initial α: our defaults are chosen
-by experiment (see README).
+ε and the initial α of the paper are not available to us; our defaults are chosen by experiment (docs/choices.md).
 """
 
 import math
-from collections import Counter
 from numbers import Real
 from typing import NamedTuple
 
 import torch
-from torch import nn
-from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import choose_structures
-from psp.method.structures import alpha_shape
+from psp.method.attach import PLACES, attach, parametrizations, weight_shape
+from psp.method.threshold import GRADIENTS, ThresholdedScale
 
 THRESHOLD = 0.1
 INIT = 1.0
-GRADIENTS = ("exact", "summed")
-
-
-class ThresholdedScale(nn.Module):
-    """The parametrization w ↦ w · ν(α) of one weight, with a straight-through threshold."""
-
-    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0]):
-        super().__init__()
-        shape = alpha_shape(weight.shape, structure)
-        self.structure = structure
-        self.threshold = threshold
-        self.gradient = gradient
-        self.alpha = nn.Parameter(weight.new_full(shape, init).detach())
-
-    def kept(self):
-        """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
-        return (self.alpha.detach().abs() < self.threshold).logical_not()  # NaN is not pruned
-
-    def forward(self, weight):
-        nu = torch.where(self.kept(), self.alpha, 0.0)
-        if self.gradient == "summed":  # the second term is 0, and carries ∂q_ij/∂α_i = 1
-            return weight * nu.detach() + (self.alpha - self.alpha.detach())
-        # Its value is ν(α) exactly (α + (0 − α) = 0 and α + 0 = α in floating point), its gradient that of α.
-        straight_through = self.alpha + (nu - self.alpha).detach()
-        return weight * straight_through
-
-    def extra_repr(self):
-        return f"structure={self.structure}, threshold={self.threshold}, alpha={tuple(self.alpha.shape)}"
 
 
 class LayerSparsity(NamedTuple):
@@ -71,7 +37,16 @@ class Sparsity(NamedTuple):
     layers: dict
 
 
-def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip=(), gradient=GRADIENTS[0]):
+def parameterize(
+    model,
+    structure="column",
+    threshold=THRESHOLD,
+    init=INIT,
+    skip=(),
+    gradient=GRADIENTS[0],
+    place=PLACES[0],
+    couple=False,
+):
     """Give the convolution and linear layers of `model` structure parameters, in place; returns `model`.
 
     Args:
@@ -82,15 +57,25 @@ def parameterize(model, structure="column", threshold=THRESHOLD, init=INIT, skip
         threshold: ε ≥ 0; a structure with |α| < ε is pruned. 0 prunes nothing.
         init: initial α of every structure, |init| ≥ ε; with 1 the first forward pass is that of the plain network.
         skip: layer names, or patterns such as "layer1.*", that stay as they are.
-        gradient: of α: "exact" or "summed", see above.
+        gradient: of α: "exact" or "summed", see `psp.method.threshold`.
+        place: where the α of channels and layers stand. "auto": on γ and β of the normalization that follows, if
+            nothing but normalizations follows (`psp.method.place`), which `psp.param_groups` then decays, too; on the
+            layer's weight otherwise, as the α of all other structures. "weight": on the weight, whatever follows.
+        couple: whether output channels that meet in a sum, such as the branches of a residual stage, share one α and
+            are pruned together (`psp.method.coupling`); of layers with structure "channel".
 
     Raises:
-        ConfigError: ε < 0, |init| < ε, an unknown structure or gradient, a pattern that matches no layer, structure
-            "layer" where no bypass exists, a layer already parameterized, or nothing left to parameterize.
+        ConfigError: ε < 0, |init| < ε, an unknown structure, gradient or place, a pattern that matches no layer,
+            structure "layer" where no bypass exists, nothing to couple, a layer already parameterized, or nothing left
+            to parameterize.
     """
     check_threshold(threshold, init)
     check_gradient(gradient)
-    return attach(model, structure, skip, lambda weight, own: ThresholdedScale(weight, own, threshold, init, gradient))
+
+    def scale(weight, own):
+        return ThresholdedScale(weight, own, threshold, init, gradient)
+
+    return attach(model, structure, skip, scale, place, couple)
 
 
 def check_threshold(threshold, init):
@@ -110,50 +95,13 @@ def check_gradient(gradient):
         raise ConfigError(f"unknown gradient {gradient!r}; choose one of {', '.join(GRADIENTS)}")
 
 
-def attach(model, structure, skip, make_parametrization):
-    """Register `make_parametrization(weight, structure)` on the weight of every chosen layer; returns `model`.
-
-    `structure` and `skip` choose as in `psp.method.choose.choose_structures`. Everything that can be wrong is found
-    before the first layer is touched.
-    """
-    chosen = choose_structures(model, structure, skip)
-    layers = {name: model.get_submodule(name) for name in chosen}
-    for name, layer in layers.items():
-        if _pruner(layer) is not None:
-            raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
-        if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
-            raise ConfigError(
-                f"the weight of layer {name!r} is no parameter, as after torch.nn.utils.weight_norm, spectral_norm or "
-                "prune; use those of torch.nn.utils.parametrizations, remove it (prune.remove), or skip the layer"
-            )
-    made = {name: _made(name, layer, chosen[name], make_parametrization) for name, layer in layers.items()}
-    for name, layer in layers.items():
-        parametrize.register_parametrization(layer, "weight", made[name])
-    return model
-
-
-def _made(name, layer, structure, make_parametrization):
-    try:
-        return make_parametrization(layer.weight, structure)
-    except ConfigError as error:
-        raise ConfigError(f"layer {name!r}: {error}") from error
-
-
-def parametrizations(model):
-    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes."""
-    found = ((name, layer, _pruner(layer)) for name, layer in model.named_modules())
-    return {name: (layer, pruner) for name, layer, pruner in found if pruner is not None}
-
-
 def structure_parameters(model):
-    """{layer name: α}, the learned structure parameters, in the shapes that `psp.method.structures` gives."""
+    """{layer name: α}, the learned structure parameters, in the shapes that `psp.method.structures` gives.
+
+    Of coupled layers, which share their α, the first one's name alone.
+    """
     pruners = parametrizations(model).items()
     return {name: pruner.alpha for name, (_, pruner) in pruners if hasattr(pruner, "alpha")}
-
-
-def weight_shape(layer):
-    """Shape of a parameterized layer's weight without computing it; torch's weight_norm keeps that in two tensors."""
-    return max(layer.parametrizations.weight.parameters(recurse=False), key=torch.Tensor.numel).shape
 
 
 @torch.no_grad()
@@ -172,44 +120,3 @@ def sparsity(model):
         layers[name] = LayerSparsity(gone / kept.numel(), zeroed / weights, kept.numel())
         pruned, total, zeros, size = pruned + gone, total + kept.numel(), zeros + zeroed, size + weights
     return Sparsity(pruned / max(total, 1), zeros / max(size, 1), layers)
-
-
-def fold(model):
-    """Write w · ν(α) into the plain weights and drop the parametrization, in place; returns `model`.
-
-    Outputs stay the same. Other parametrizations on the same weight are folded with it; a weight that several modules
-    of the model share becomes each one's own.
-    """
-    holding = holders(model)
-    for layer, _ in parametrizations(model).values():
-        _own_class(layer)
-        originals = layer.parametrizations.weight
-        for name, weight in list(originals.named_parameters(recurse=False)):
-            if holding[id(weight)] > 1:  # torch writes the new weight into it
-                setattr(originals, name, nn.Parameter(weight.detach().clone(), weight.requires_grad))
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
-    return model
-
-
-def holders(model):
-    """By the id of a parameter, how many modules of `model` hold it."""
-    held = (module.parameters(recurse=False) for module in model.modules())
-    return Counter(id(parameter) for parameters in held for parameter in parameters)
-
-
-def _pruner(layer):
-    """The parametrization on `layer`'s weight that decides which structures are kept, or None."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    return next((p for p in layer.parametrizations.weight if hasattr(p, "kept")), None)
-
-
-def _own_class(layer):
-    """A class of its own for a parametrized layer.
-
-    torch keeps the parametrized `weight` as a property of the class it injects, which a deep copy shares and from
-    which removal deletes it: folding one of the two would break the other.
-    """
-    shared = type(layer)
-    members = {name: value for name, value in vars(shared).items() if name not in ("__dict__", "__weakref__")}
-    layer.__class__ = type(shared.__name__, shared.__bases__, members)

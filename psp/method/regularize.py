@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from psp.errors import ConfigError
+from psp.method.attach import affine, behind, originals
 from psp.method.parameterize import structure_parameters
 
 REGULARIZERS = ("weight_decay", "l1")
@@ -29,7 +30,8 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
 
     Args:
         model: a module, parameterized or, with structure_decay 0, not.
-        weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes); biases and normalization have none.
+        weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes), and on γ and β that α multiply: decay
+            on both factors is what prunes. Other biases and normalizations have none.
         structure_decay: λ ≥ 0 on α.
         regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 
@@ -48,10 +50,12 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
         raise ConfigError(f"structure_decay={structure_decay} has no α to act on; call psp.parameterize(model) first")
     ids = {id(alpha) for alpha in alphas}
     normal = {id(p) for module in model.modules() if isinstance(module, NORMALIZATIONS) for p in module.parameters()}
+    scaled = {id(p) for norm in behind(model).values() for name in affine(norm) for p in originals(norm, name)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
+    decayed = {id(p) for p in others if id(p) in scaled or (p.ndim > 1 and id(p) not in normal)}
     groups = [
-        {"params": [p for p in others if p.ndim > 1 and id(p) not in normal], "weight_decay": weight_decay},
-        {"params": [p for p in others if p.ndim <= 1 or id(p) in normal], "weight_decay": 0.0},
+        {"params": [p for p in others if id(p) in decayed], "weight_decay": weight_decay},
+        {"params": [p for p in others if id(p) not in decayed], "weight_decay": 0.0},
         {"params": alphas, "weight_decay": 0.0, "psp_l1": 0.0},
     ]
     groups[-1]["psp_l1" if regularizer == "l1" else "weight_decay"] = structure_decay

@@ -22,6 +22,7 @@ ALPHA_SHAPE = {
     "weight": lambda k, c, taps: (k, c, *taps),  # fine-grained: the unstructured reference
     "column": lambda k, c, taps: (1, c, *taps),
     "channel": lambda k, c, taps: (k, 1, *(1 for _ in taps)),  # an output channel, also called filter
+    "input_channel": lambda k, c, taps: (1, c, *(1 for _ in taps)),  # all that a layer reads of one channel
     "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
     "layer": lambda k, c, taps: (
         1,

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import nn
 
-from psp.errors import ConfigError
+from psp.errors import ConfigError, extra
 from psp.models.densenet import CIFAR_DENSENETS, CifarDenseNet
 from psp.models.resnet import CIFAR_RESNETS, CifarResNet
 
@@ -22,11 +22,13 @@ def create_model(name, num_classes=10):
 
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet16", "densenet40" and "densenet_bc100" are for
     32×32 images, with He-normal weights (He et al. 2015); "resnet18", "resnet50" and "densenet121" are torchvision's
-    for ILSVRC2012. Initialization draws from torch's global random generator. Raises ConfigError for an unknown name.
+    for ILSVRC2012. Initialization draws from torch's global random generator. Raises ConfigError for an unknown name,
+    MissingPackageError for one of torchvision's without that.
     """
     check_model(name)
     if name in TORCHVISION:
-        from torchvision import models  # takes seconds to import, and the other networks do without it
+        with extra("data"):
+            from torchvision import models  # takes seconds to import, and the other networks do without it
 
         return models.get_model(name, num_classes=num_classes)
     model = MODELS[name](num_classes=num_classes)

@@ -1,28 +1,26 @@
-"""The stages of dvc.yaml as commands: python -m psp.pipeline data | plan | train | sweep | timing | figure PROFILE ….
+"""The stages of dvc.yaml, and what leads to them, as commands: python -m psp.pipeline STAGE PROFILE ….
 
 Each stage checks what it was given before it starts to work, and ends with one line of error, not a traceback.
 """
 
 import argparse
 import json
-import os
 import sys
 
 import torch
-from torch import distributed
 from tqdm import tqdm
 
 from psp import errors
 from psp.data.sets import load
-from psp.errors import ConfigError, DataError, NotebookError
-from psp.files import write_json
-from psp.pipeline.jobs import train_runs
-from psp.pipeline.plan import plan
-from psp.pipeline.profiles import CHECKPOINTS, ROOT, load_profile, with_sections
+from psp.files import ROOT, write_json
+from psp.pipeline.notebook import execute
+from psp.pipeline.plan import parts, plan
+from psp.pipeline.profiles import load_profile
+from psp.pipeline.runs import ahead, check_data, train_stage
+from psp.pipeline.stages import check_stages, stages_path, write_stages
 from psp.report.paper_tables import paper_values
 from psp.timing.networks import networks
 from psp.timing.record import timing_record, without_gpu
-from psp.training.train import train
 
 ERRORS = tuple(error for error in vars(errors).values() if isinstance(error, type))
 FIGURES = {
@@ -34,63 +32,21 @@ FIGURES = {
 }
 
 
-def data(profile):
-    """Write results/<profile>/data.json: name, size and sha256 of every image set that the profile trains on."""
-    names = sorted({config.dataset for config in profile.runs.values()})
-    summaries = {name: load(name).summary() for name in names}
-    write_json(summaries, profile.results / "data.json")
-    return f"{', '.join(names)}: images read and counted, see {profile.results.relative_to(ROOT) / 'data.json'}"
+def stage_list(profile):
+    """Bring the list that dvc.yaml goes over, stages.yaml, up to what params.yaml says, as each stage does."""
+    return f"{stages_path(profile.name).relative_to(ROOT)}: up to date"
 
 
-def check_data(profile, dataset):
-    """Raise DataError unless the images at hand are those that data.json describes."""
-    path = profile.results / "data.json"
-    promised = json.loads(path.read_text()).get(dataset) if path.is_file() else None
-    found, stage = load(dataset).summary(), f"python -m psp.pipeline data {profile.name}"
-    if promised is None:
-        raise DataError(f"{path} does not say yet what {dataset} is; run first: {stage}")
-    if promised != found:
-        raise DataError(
-            f"{dataset} at hand is {found}, but {path} promises {promised}; "
-            f"if the images at hand are right, run again: {stage}"
-        )
-
-
-def train_stage(profile, runs, jobs, in_notebook):
-    """Train runs to their records, all of the profile if none is named; one here, several in processes of their own."""
-    if distributed.is_torchelastic_launched() and len(runs) != 1:
-        raise ConfigError(f"torchrun trains one run at a time; name one of {', '.join(profile.runs)}")
-    if len(runs) == 1:
-        return train_run(profile, runs[0], in_notebook)
-    return train_runs(profile, runs or list(profile.runs), jobs, in_notebook)
-
-
-def train_run(profile, run, in_notebook=True):
-    """Train one run and write its record, through notebooks/train.ipynb or, where papermill is missing, directly.
-
-    Under torchrun always directly; the first process writes the record.
-    """
-    config = profile.config(run)
-    record, launched = profile.record_path(run), distributed.is_torchelastic_launched()
-    first = not launched or os.environ["RANK"] == "0"
-    if first:
-        check_data(profile, config.dataset)
-    if launched:
-        trained = train(config, checkpoints=CHECKPOINTS)
-        if first:
-            write_json(trained, record)
-    elif in_notebook:
-        parameters = {**config.as_dict(), "record_path": str(record)}
-        execute("train", profile.notebook_path(run), parameters)
-    else:
-        write_json(train(config, checkpoints=CHECKPOINTS), record)
-    return f"{run}: see {record.relative_to(ROOT)}"
+def data(profile, datasets):
+    """Write what image sets are, all of the profile if none is named: name, size and sha256."""
+    for name in datasets or sorted({config.dataset for config in profile.runs.values()}):
+        write_json(load(name).summary(), profile.data_path(name))
+    return f"images read and counted: see {profile.data_path('*').relative_to(ROOT)}"
 
 
 def plans(profile):
     """Projected time of the runs that `dvc repro` would train, of a profile and of the sections of its file."""
-    names = [profile.name] if "/" in profile.name else with_sections(profile.name)
-    return "\n".join(plan(load_profile(name)) for name in names)
+    return "\n".join(plan(part)[1] for part in parts(profile))
 
 
 def sweep(profile, runs, cluster, processes, parameters):
@@ -128,41 +84,37 @@ def figure(profile, name):
     return said
 
 
-def execute(notebook, output, parameters):
-    """Run notebooks/<notebook>.ipynb by papermill; the executed copy goes to `output`."""
-    import papermill  # not needed by --no-notebook, which is for machines without it
-
-    output.parent.mkdir(parents=True, exist_ok=True)
-    source = ROOT / "notebooks" / f"{notebook}.ipynb"
-    try:
-        papermill.execute_notebook(source, output, parameters, progress_bar=False, stderr_file=sys.stderr)
-    except papermill.PapermillExecutionError as error:
-        raise NotebookError(f"{error.evalue} ({error.ename}; all of it is in {output.relative_to(ROOT)})") from error
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
     stages = parser.add_subparsers(dest="stage", required=True)
-    functions = {"data": data, "plan": plans, "timing": timing, "figure": figure, "train": train_stage, "sweep": sweep}
+    functions = {"list": stage_list, "data": data, "plan": plans, "ahead": ahead, "train": train_stage}
+    functions |= {"sweep": sweep, "timing": timing, "figure": figure}
     for name, function in functions.items():
         stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
         stage.add_argument("profile")
         stage.set_defaults(function=function)
     stages.choices["figure"].add_argument("name", choices=FIGURES)
     stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")
+    stages.choices["data"].add_argument("datasets", metavar="set", nargs="*")
     for name in ("train", "sweep"):
         stages.choices[name].add_argument("runs", metavar="run", nargs="*")
+    jobs = {"type": int, "help": "how many runs at a time"}
+    stages.choices["ahead"].add_argument("--jobs", **jobs, default=0)
     stage = stages.choices["train"]
-    stage.add_argument("--jobs", type=int, default=1, help="how many runs at a time; 1 by default")
+    stage.add_argument("--jobs", **jobs, default=1)
     stage.add_argument("--no-notebook", dest="in_notebook", action="store_false", help="train without papermill")
+    stage.add_argument("--ahead", action="store_true", help="into checkpoints/ only, where `dvc repro` finds it")
     stage = stages.choices["sweep"]
     stage.add_argument("--cluster", choices=("slurm", "local"), default="slurm")
     stage.add_argument("--processes", type=int, default=1, help="of a job: one for each GPU that trains a run")
     stage.add_argument("--set", dest="parameters", metavar="NAME=VALUE", nargs="*", default=[], help="submitit's own")
     options = vars(parser.parse_args(arguments))
-    options.pop("stage")
+    # The others are called by DVC, which goes by the list that it has read already.
+    follow = write_stages if options.pop("stage") in ("plan", "ahead") else check_stages
     function = options.pop("function")
     try:
-        print(function(load_profile(options.pop("profile")), **options))
+        profile = load_profile(options.pop("profile"))
+        follow(profile.name)
+        print(function(profile, **options))
     except ERRORS as error:
         sys.exit(f"error: {error}")

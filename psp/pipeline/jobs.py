@@ -22,8 +22,8 @@ from psp.pipeline.profiles import ROOT
 TORCHRUN = "ChildFailedError"
 
 
-def train_runs(profile, runs, jobs=1, in_notebook=True):
-    """Train several runs, `jobs` at a time; returns what was done in words.
+def train_runs(profile, runs, jobs=1, options=()):
+    """Train several runs, `jobs` at a time, with `options` of the training stage; returns what was done in words.
 
     Raises ConfigError for an unknown run or jobs below 1, before anything is started; RunsFailedError, naming the
     runs and what they said last, once all others have ended.
@@ -33,7 +33,6 @@ def train_runs(profile, runs, jobs=1, in_notebook=True):
     for run in runs:
         profile.config(run)
     began, failed = time.perf_counter(), {}
-    options = [] if in_notebook else ["--no-notebook"]
     with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(runs), unit="run") as bar:
         started = {pool.submit(_train, profile, run, options, jobs): run for run in runs}
         for ended in as_completed(started):
@@ -56,10 +55,11 @@ def _train(profile, run, options, jobs):
 def what_failed(process):
     """What the ended process of a stage said of an error, or else the last line of a traceback, or the last of all.
 
-    torchrun follows what its processes say by a summary of its own, where only a signal that ended one of them matters.
+    torchrun follows what its processes say by a summary of its own, where only a signal that ended one of them matters,
+    and not the SIGTERM by which torchrun ends the others.
     """
     lines = process.stderr.strip().splitlines() or [f"ended by {process.returncode}"]
-    for telling in (r"error:", r"\s*traceback *: Signal", r"(\[\w+\]:\s*)?[\w.]*(Error|Exception)\b"):
+    for telling in (r"error:", r"\s*traceback *: Signal (?!15\b)", r"(\[\w+\]:\s*)?[\w.]*(Error|Exception)\b"):
         found = [line for line in lines if re.match(telling, line) and TORCHRUN not in line]
         if found:
             return found[-1].strip()

@@ -1,6 +1,9 @@
-"""What the notebooks share: papermill's parameters, checked, so that a misspelt one cannot go unnoticed."""
+"""Running notebooks by papermill, and their parameters, checked, so that a misspelt one cannot go unnoticed."""
 
-from psp.errors import ConfigError
+import sys
+
+from psp.errors import ConfigError, NotebookError
+from psp.files import ROOT
 from psp.pipeline.profiles import CHECKPOINTS
 from psp.runs.config import RunConfig
 
@@ -36,3 +39,15 @@ def parameters(namespace):
         for name, value in namespace.items()
         if isinstance(value, PLAIN) and not name.startswith("_") and name not in IPYTHON_NAMES
     }
+
+
+def execute(notebook, output, parameters):
+    """Run notebooks/<notebook>.ipynb by papermill; the executed copy goes to `output`."""
+    import papermill  # not needed by --no-notebook, which is for machines without it
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    source = ROOT / "notebooks" / f"{notebook}.ipynb"
+    try:
+        papermill.execute_notebook(source, output, parameters, progress_bar=False, stderr_file=sys.stderr)
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(f"{error.evalue} ({error.ename}; all of it is in {output.relative_to(ROOT)})") from error

@@ -4,40 +4,50 @@ import json
 import subprocess
 import sys
 import time
+from functools import cache
 
 import torch
 
 from psp.data.limits import cores_of_one
 from psp.data.sets import TREES, load
 from psp.errors import ConfigError, DataError
-from psp.pipeline.profiles import ROOT
+from psp.files import ROOT
+from psp.pipeline.profiles import CHECKPOINTS, file_of, load_profile, with_sections
+from psp.pipeline.stages import stage_of, stages_path
 from psp.runs.provenance import device_name
 from psp.training.distributed import own_device
 from psp.training.fast import deterministic
-from psp.training.train import choose, steps_per_epoch
+from psp.training.train import chosen, steps_per_epoch
 
 LOADER_BATCHES = 10
 PREFETCHED = 2  # batches by each of a DataLoader's workers
 
 
-def plan(profile):
-    """Projected time of the runs that `dvc repro` would train, in words."""
+def parts(profile):
+    """A profile and the sections of its file; of a section, itself."""
+    return [profile] if "/" in profile.name else [load_profile(name) for name in with_sections(profile.name)]
+
+
+def plan(profile, jobs=1):
+    """(the runs that `dvc repro` would train and that can be trained here, their projected time in words)."""
     left = runs_left(profile)
     counts = f"{profile.title()}: {len(profile.runs)} runs, {len(profile.runs) - len(left)} up to date"
     if not left:
-        return f"{counts}; nothing to train"
+        return [], f"{counts}; nothing to train"
     device = own_device()
     try:
         speeds, steps, loaders, seconds = measured([profile.config(run) for run in left], device)
     except (ConfigError, DataError) as error:
-        return f"{counts}; cannot be trained here: {error}"
+        return [], f"{counts}; cannot be trained here: {error}"
+    at_once = min(jobs, len(left))
     slowest, fastest = min(speeds.values()), max(speeds.values())
-    how = f"{slowest:.0f}–{fastest:.0f} images/s ({', '.join(sorted(steps))})"
+    ways = ", ".join([*sorted(steps), *[f"{at_once} runs at a time"] * (at_once > 1)])
+    how = f"{slowest:.0f}–{fastest:.0f} images/s ({ways})"
     feeding = "".join(
         f"; {name} is decoded and cropped at {speed:.0f} images/s{', which training waits for' * (speed < fastest)}"
         for name, speed in loaders.items()
     )
-    return f"{counts}; about {minutes(seconds)} at {how} on {device_name(device)}{feeding}"
+    return left, f"{counts}; about {minutes(seconds / at_once)} at {how} on {device_name(device)}{feeding}"
 
 
 def measured(configs, device):
@@ -77,12 +87,19 @@ def relative_epochs(config):
 
 def runs_left(profile):
     """Names of the runs whose record is missing or out of date, as DVC sees it."""
-    command = [sys.executable, "-m", "dvc", "status", "--json", profile.pipeline_file().relative_to(ROOT)]
+    changed = changed_stages(file_of(profile.name))
+    return [run for run in profile.runs if f"train@{stage_of(profile.name, run)}" in changed]
+
+
+@cache
+def changed_stages(name):
+    """The stages of a profile's pipeline that DVC would run again. Asking takes seconds, and is done once."""
+    pipeline = stages_path(name).with_name("dvc.yaml").relative_to(ROOT)
+    command = [sys.executable, "-m", "dvc", "status", "--json", pipeline]
     status = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if status.returncode:
         raise ConfigError(f"`dvc status` failed: {status.stderr.strip()}")
-    changed = {stage.split(":")[-1] for stage in json.loads(status.stdout)}
-    return [run for run in profile.runs if f"{profile.stage_prefix()}train@{run}" in changed]
+    return {stage.split(":")[-1] for stage in json.loads(status.stdout)}
 
 
 def loader_speed(config, data):
@@ -103,7 +120,7 @@ def images_per_second(config, data, device):
     """(speed of a few steps of the real loop, the way they are computed): the fastest way that this machine has."""
     steps_per_epoch(config, data.train)
     with deterministic():
-        speeds = choose(config, data.train, data, torch.device(device))["images_per_second"]
+        speeds = chosen(config, data.train, data, torch.device(device), CHECKPOINTS)["images_per_second"]
     step = max(speeds, key=speeds.get)
     return speeds[step], step
 

@@ -1,9 +1,10 @@
 """Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
-profile, the settings that all its runs share (`defaults`), the runs, each by what sets it apart, and what is timed. A
-file's sections `cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and
-`<name>/ilsvrc`: their data may be missing without harm to the rest, and their results lie in folders of their own.
+profile, the settings that all its runs share (`defaults`), the runs, each setting once with its `seeds`, and what is
+timed. The setting `l1_norm-70` with seeds [0, 1] makes the runs `l1_norm-70-s0` and `l1_norm-70-s1`. A file's sections
+`cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and `<name>/ilsvrc`, whose
+results lie in folders of their own.
 """
 
 from collections import Counter
@@ -43,13 +44,9 @@ class Profile:
     def timing_path(self, device_type):
         return self.results / "timing" / f"{device_type}.json"
 
-    def stage_prefix(self):
-        """What the names of this profile's stages in dvc.yaml begin with."""
-        return "".join(f"{section}_" for section in self.name.split("/")[1:])
-
-    def pipeline_file(self):
-        """The dvc.yaml of this profile: the top one, or the link beside the profile's settings."""
-        return profile_path(self.name.split("/")[0]).with_name("dvc.yaml")
+    def data_path(self, dataset):
+        """Where it is written what a data set is: once for a profile and its sections."""
+        return ROOT / "results" / file_of(self.name) / "data" / f"{dataset}.json"
 
     def notebook_path(self, name):
         """Where an executed notebook goes; nothing reads it but people."""
@@ -88,6 +85,11 @@ def profile_path(name):
     return known[name]
 
 
+def file_of(name):
+    """The profile in whose file a profile stands: of section "demo/cifar" it is "demo"."""
+    return name.partition("/")[0]
+
+
 def with_sections(name):
     """The names of a profile and of the sections in its file."""
     content = read_profile(name)
@@ -119,8 +121,21 @@ def in_table(profile):
 
     That of section `cifar` begins with the file's own: the paper's table has both, and so no run is trained twice.
     """
-    file, _, section = profile.name.partition("/")
-    return [load_profile(file), profile] if section == "cifar" else [profile]
+    return [load_profile(file_of(profile.name)), profile] if profile.name.endswith("/cifar") else [profile]
+
+
+def run_settings(content, where):
+    """{run: its settings, `defaults` among them} of every setting and seed. Raises ConfigError where seeds are none."""
+    defaults, runs = entry(content, "defaults", where), {}
+    for name, own in entry(content, "runs", where).items():
+        if not isinstance(own, dict | None):
+            raise ConfigError(f"{where}, runs: {name!r} must have settings of its own, got {own!r}")
+        settings = {**defaults, **(own or {})}
+        seeds = settings.pop("seeds", None)
+        if not isinstance(seeds, list) or not seeds or "seed" in settings:
+            raise ConfigError(f"{where}, runs: {name!r} needs `seeds: [0, …]`, its own or of defaults, and no `seed`")
+        runs |= {f"{name}-s{seed}": {**settings, "seed": seed} for seed in seeds}
+    return runs
 
 
 def load_profile(name):
@@ -132,10 +147,10 @@ def load_profile(name):
         raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
     if section:
         content, where = entry(content, section, where), f"{where}, section {section}"
-    defaults, runs = entry(content, "defaults", where), {}
-    for run, settings in entry(content, "runs", where).items():
+    runs = {}
+    for run, settings in run_settings(content, where).items():
         try:
-            runs[run] = RunConfig.of({**defaults, **(settings or {})})
+            runs[run] = RunConfig.of(settings)
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"{where}, run {run!r}: {error}") from error
     try:

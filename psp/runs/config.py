@@ -11,10 +11,12 @@ from pathlib import Path
 from psp.data.images import SIDE
 from psp.data.sets import TREES, check_dataset
 from psp.errors import ConfigError
+from psp.method.attach import PLACES, check_place
 from psp.method.baselines import check_share, check_sparsity
 from psp.method.methods import METHODS, PRESCRIBED, THRESHOLDED
-from psp.method.parameterize import GRADIENTS, INIT, THRESHOLD, check_gradient, check_threshold
+from psp.method.parameterize import INIT, THRESHOLD, check_gradient, check_threshold
 from psp.method.structures import check_structure
+from psp.method.threshold import GRADIENTS
 from psp.models import check_model
 
 # Training crops grow by so many pixels at a time: few sizes, so that compiled code is used again.
@@ -41,7 +43,8 @@ class RunConfig:
         structure_decay: regularization strength λ on α; "baseline" and "l1_norm" have no α and ignore it.
         threshold: ε, below which |α| prunes its structure.
         init: initial α.
-        gradient: of α, "exact" or "summed", see `psp.parameterize`.
+        gradient, place: of α, see `psp.parameterize`.
+        couple: whether channels that meet in a sum share one α; of the methods with a threshold.
         prune_at: share of the training steps, below 1, after which "l1_norm" prunes.
         epochs, batch_size, learning_rate, momentum: of SGD; the rate rises linearly for the first tenth of
             all steps and falls to zero along half a cosine.
@@ -65,6 +68,8 @@ class RunConfig:
     threshold: float = THRESHOLD
     init: float = INIT
     gradient: str = GRADIENTS[0]
+    place: str = PLACES[0]
+    couple: bool = False
     prune_at: float = 0.5
     epochs: int = 2
     batch_size: int = 64
@@ -87,6 +92,7 @@ class RunConfig:
         check_model(self.model)
         check_structure(self.structure)
         check_gradient(self.gradient)
+        check_place(self.place)
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if (self.sparsity is not None) != (self.method in PRESCRIBED):
@@ -181,8 +187,9 @@ def run_key(config, data_sha256):
 
 
 def _check_type(field, value):
-    kinds = {"int": int, "float": (int, float), "float | None": (int, float, type(None)), "str": str, "tuple": tuple}
+    kinds = {"int": int, "float": (int, float), "float | None": (int, float, type(None)), "bool": bool}
+    kinds |= {"str": str, "tuple": tuple}
     kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-    if not isinstance(value, kinds[kind]) or isinstance(value, bool):
+    if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
         hint = " (in YAML write 0.001 or 1.0e-3, not 1e-3)" if isinstance(value, str) and "float" in kind else ""
         raise ConfigError(f"{field.name} must be {kind}, got {value!r}{hint}")

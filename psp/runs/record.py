@@ -1,27 +1,29 @@
 """Run records: the one small JSON file that a training run ends in, and that every table and figure reads."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from psp.errors import ConfigError
+from psp.files import SEAL, is_sealed, read_json, sealed
 from psp.method.masks import excerpt, masks
 from psp.method.parameterize import sparsity, structure_parameters
 
-SCHEMA = 2
+SCHEMA = 3
+# Records of schema 2 were not sealed, and name no weights.
+UNSEALED = 2
 # Histograms of log10|α|: equal bins over this range, values outside counted in the first and the last bin.
 LOG10_ALPHA = {"low": -6.0, "high": 1.0, "bins": 70}
 
 
-def make_record(config, data, state, test_errors, origin):
+def make_record(config, data, state, test_errors, weights_sha256, origin):
     """The record of a finished run: what was run, on what, and what came out, the final epoch's errors only.
 
-    `test_errors` are `psp.training.evaluate.Errors`; `origin` is the `provenance` taken when the run (or, for a
-    resumed one, its last sitting) started.
+    `test_errors` are `psp.training.evaluate.Errors`; `weights_sha256` is that of the file of final weights; `origin` is
+    the `provenance` taken when the run (or, for a resumed one, its last sitting) started. It is `sealed`.
     """
     pruned = sparsity(state.model)
-    return {
+    entries = {
         "schema": SCHEMA,
         "config": config.as_dict(),
         "data": data.summary(),
@@ -35,8 +37,10 @@ def make_record(config, data, state, test_errors, origin):
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "curve": state.curve,
         "seconds": state.seconds,
+        "weights_sha256": weights_sha256,
         "provenance": origin,
     }
+    return sealed(entries)
 
 
 def layer_alpha_counts(model):
@@ -58,14 +62,14 @@ def _counts(alpha):
 
 
 def read_record(path):
-    """The record in a file. Raises ConfigError where there is none, or one of another schema."""
+    """The record in a file. Raises ConfigError where there is none, a damaged one, or one of another schema."""
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no run record {path}; `make repro` trains what is missing")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is no JSON file ({error}); train the run again") from error
-    if record.get("schema") != SCHEMA:
+    record = read_json(path, "train the run again")
+    if record.get("schema") not in (SCHEMA, UNSEALED):
         raise ConfigError(f"{path} has schema {record.get('schema')}, this code reads {SCHEMA}; train the run again")
+    unsealed = record["schema"] == UNSEALED and SEAL not in record
+    if not unsealed and not is_sealed(record):
+        raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; restore it by git, or train the run again")
     return record

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from psp.data.sets import classes_of
+from psp.method.attach import originals
 from psp.method.baselines import fix_sparsity
 from psp.method.masks import apply_masks
 from psp.method.methods import build_model
@@ -79,8 +80,8 @@ def lively(model):
     """
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
+            nn.init.uniform_(*originals(module), 0.5, 1.5)
+            nn.init.normal_(*originals(module, "bias"), std=0.3)
             module.running_mean.normal_(std=0.3)
             module.running_var.uniform_(0.5, 1.5)
     return model.eval()

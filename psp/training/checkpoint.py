@@ -1,14 +1,22 @@
-"""Checkpoints from which a killed run goes on to the same numbers, bit for bit on one device."""
+"""Checkpoints from which a killed run goes on to the same numbers, bit for bit on one device.
 
-import os
+A checkpoint ends in the sha256 of all that stands before it: in the same file, so that no kill can part them. (PyTorch
+looks at no checksum of its archives.) Of the final weights it stands in the record.
+"""
+
+import hashlib
+import io
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
 from psp.errors import CheckpointError, ConfigError
+from psp.files import write_bytes, write_json
 from psp.runs.config import code_sha256, run_key
 from psp.runs.record import read_record
+
+DIGEST_SIZE = hashlib.sha256().digest_size
 
 
 class Checkpoint:
@@ -22,20 +30,31 @@ class Checkpoint:
         self.record = self.folder / "record.json"
 
     def save(self, state):
-        """Write model, optimizer, random generators and progress: to the side first, then in place at once."""
-        _write_atomically(self.path, lambda path: torch.save({"identity": self.identity, **snapshot(state)}, path))
+        """Write model, optimizer, random generators and progress, whole or not at all."""
+        archive = io.BytesIO()
+        torch.save({"identity": self.identity, **snapshot(state)}, archive)
+        write_bytes(archive.getvalue() + hashlib.sha256(archive.getvalue()).digest(), self.path)
 
-    def save_weights(self, model):
-        """Write the model's state, α among it, as safetensors."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        _write_atomically(self.weights, lambda path: save_file(tensors, path))
+    def finish(self, weights, record):
+        """Write the final weights, as `weights_file` gives them, and then the record that names their sha256."""
+        write_bytes(weights, self.weights)
+        write_json(record, self.record)
 
     def finished_record(self):
-        """The record of a run that ended here before; None if there is none that this code can read."""
+        """The record of a run that ended here before; None if there is none that this code can read.
+
+        Raises CheckpointError if the weights beside it are not those that it names.
+        """
         try:
-            return read_record(self.record)
+            record = read_record(self.record)
         except ConfigError:
             return None
+        if self.weights.is_file() and file_sha256(self.weights.read_bytes()) != record["weights_sha256"]:
+            raise CheckpointError(
+                f"{self.weights} is damaged: {self.record.name} beside it names another sha256; delete both, and the "
+                f"run's last checkpoint gives them again"
+            )
+        return record
 
     def restore(self, state):
         """Bring `state` to the last checkpoint, if there is one; returns whether there was.
@@ -45,7 +64,8 @@ class Checkpoint:
         if not self.path.exists():
             return False
         try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)
+            archive = io.BytesIO(_undamaged(self.path.read_bytes()))
+            saved = torch.load(archive, map_location="cpu", weights_only=True)
             different = _differences(saved["identity"], self.identity)
         except Exception as error:
             raise CheckpointError(f"{self.path} cannot be read ({error}); delete it to start the run anew") from error
@@ -62,6 +82,16 @@ class Checkpoint:
         state.choice = saved["choice"]
         state.epoch, state.curve, state.seconds = saved["epoch"], saved["curve"], saved["seconds"]
         return True
+
+
+def weights_file(model):
+    """The content of a safetensors file: the model's state, α among it."""
+    return safetensors.torch.save({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+
+
+def file_sha256(content):
+    """The sha256 of a file's content, as hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def snapshot(state):
@@ -84,10 +114,8 @@ def _differences(saved, wanted):
     return ", ".join(config + [k for k in ("data", "code") if saved[k] != wanted[k]])
 
 
-def _write_atomically(path, write):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    write(aside)
-    with open(aside, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+def _undamaged(content):
+    archive, digest = content[:-DIGEST_SIZE], content[-DIGEST_SIZE:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise ValueError("it does not fit the sha256 at its end: it is damaged, or no checkpoint")
+    return archive

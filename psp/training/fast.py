@@ -9,6 +9,7 @@ choice in its checkpoint and in its record. torch.compile is no choice on a CPU:
 computes 1/√(var + ε) anew for every 16 values and comes out no faster than plain PyTorch, after a minute of compiling.
 """
 
+import json
 import math
 import os
 import time
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 
 import torch
 
+from psp.files import write_json
 from psp.training.fused import fuse
 
 ROUNDS = 3
@@ -91,6 +93,19 @@ def fastest(trials, images):
     best = ready[seconds.index(min(seconds))][0]
     speeds = {_name(choice): round(images / s, 1) for (choice, _), s in zip(ready, seconds, strict=True)}
     return {**best, "images_per_second": speeds, "left_out": left_out}
+
+
+def remembered(path, kind, measure):
+    """What `measure()` chose for the same `kind` (a JSON-ready list) before, by the file at `path`, or chooses now."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or one that is no use: measuring again costs seconds
+        known = {}
+    name = json.dumps(kind)
+    if name not in known:
+        known[name] = measure()
+        write_json(known, path)
+    return known[name]
 
 
 def _name(choice):

@@ -1,49 +1,27 @@
-"""Training: one plain loop of SGD, the same for all methods, that can be killed at any moment."""
+"""Training: one run from its seed, or its last checkpoint, to its record; it can be killed at any moment."""
 
-import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from psp.data.sets import load, normalize
-from psp.errors import CheckpointError, ConfigError, DivergedError, KernelError
-from psp.files import write_json
-from psp.method.methods import before_step, build_model, groups
-from psp.method.parameterize import sparsity
-from psp.runs.config import RunConfig
-from psp.runs.provenance import provenance
-from psp.runs.record import alpha_counts, make_record
-from psp.training.checkpoint import Checkpoint
-from psp.training.distributed import ALONE, Processes, Statistics, no_exchange, own_device, processes
+from psp.data.sets import load
+from psp.errors import CheckpointError, ConfigError, KernelError
+from psp.method.methods import build_model, groups
+from psp.runs.config import RunConfig, code_sha256
+from psp.runs.provenance import device_name, provenance
+from psp.runs.record import make_record
+from psp.training.checkpoint import Checkpoint, file_sha256, weights_file
+from psp.training.distributed import own_device, processes
+from psp.training.epoch import State, check_finite, train_epoch
 from psp.training.evaluate import errors_pct
-from psp.training.fast import Network, deterministic, fastest, ways
+from psp.training.fast import Network, deterministic, fastest, remembered, ways
 
-WARMUP = 0.1
-# The loss is looked at every so many steps: each look makes a GPU wait for the CPU.
-LOOK_EVERY = 20
 # Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
 TRIAL_STEPS, TRIAL_STEPS_ON_CPU = 10, 1
-
-
-@dataclass
-class State:
-    """All that training changes, and how it is computed: the choice of `fast` and the network computed that way."""
-
-    model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    generator: torch.Generator
-    processes: Processes = ALONE
-    choice: dict | None = None
-    network: Callable | None = None
-    epoch: int = 0
-    curve: list = field(default_factory=list)
-    seconds: float = 0.0
 
 
 def train(config, *, checkpoints="checkpoints", device=None, progress=True):
@@ -85,7 +63,7 @@ def train_together(config, checkpoints, device, progress, together):
         together.agree(state.epoch if restored else None)
         if not restored:
             own = shared_by(config, together)
-            state.choice = together.share(None if together.rank else choose(own, training, data, device))
+            state.choice = together.share(None if together.rank else chosen(own, training, data, device, checkpoints))
         state.processes = together
         compute_as_chosen(state)
         origin |= {"step": state.choice, "processes": together.count}
@@ -104,10 +82,10 @@ def train_together(config, checkpoints, device, progress, together):
                 if not together.rank:
                     checkpoint.save(state)
         errors = errors_pct(state.model, data.test, data, config, together)
-        record = make_record(config, data, state, errors, origin)
+        weights = weights_file(state.model)
+        record = make_record(config, data, state, errors, file_sha256(weights), origin)
     if not together.rank:
-        checkpoint.save_weights(state.model)
-        write_json(record, checkpoint.record)
+        checkpoint.finish(weights, record)
     return record
 
 
@@ -131,6 +109,16 @@ def shared_by(config, together):
     """The settings of a run of which each step is what one of the processes `together` does of a step of `config`."""
     own = len(together.parts(config.micro_batches))
     return replace(config, batch_size=config.batch_size // together.count, micro_batches=own)
+
+
+def chosen(config, images, data, device, checkpoints):
+    """The way to compute a step of this run, measured once for all runs of its kind that keep their checkpoints there.
+
+    So the runs of a sweep are computed alike, whatever else the machine was doing when one of them began.
+    """
+    kind = [config.dataset, config.model, config.batch_size, config.micro_batches, config.sides]
+    kind += [config.method == "baseline", device_name(device), torch.get_num_threads(), code_sha256()]
+    return remembered(Path(checkpoints) / "ways.json", kind, lambda: choose(config, images, data, device))
 
 
 def choose(config, images, data, device):
@@ -157,95 +145,3 @@ def compute_as_chosen(state):
             f"the run was begun with {state.choice['kernels']} kernels, which this machine lacks ({error}); "
             "go on where it began, or delete its checkpoint to start anew"
         ) from error
-
-
-def train_epoch(state, images, data, config, bar):
-    """One pass over `images` in random order (a last, smaller batch is left out); returns its point of the curve."""
-    state.model.train()
-    device, together = next(state.model.parameters()).device, state.processes
-    order = torch.randperm(len(images), generator=state.generator).to(images.labels.device)
-    batches = [b for b in order.split(config.batch_size) if len(b) == config.batch_size]
-    fed = images.feed(own_parts(images, batches, config, state), config, state.epoch)
-    own = len(together.parts(config.micro_batches))
-    statistics = Statistics(state.model, config.micro_batches)
-    first, steps = state.epoch * len(batches), config.epochs * len(batches)
-    losses = torch.zeros(len(batches), device=device)
-    wrong = torch.zeros((), device=device, dtype=torch.long)
-    for step in range(len(batches)):
-        before_step(state.model, config, first + step, steps)
-        rate = learning_rate(first + step, steps, config.learning_rate)
-        for group in state.optimizer.param_groups:
-            group["lr"] = rate
-        state.optimizer.zero_grad()
-        statistics.begin()
-        for part in range(own):
-            with no_exchange(state.network.module) if part + 1 < own else nullcontext():
-                loss, logits, labels = backward(state, next(fed), data, own)
-            statistics.part_done()
-            losses[step] += loss
-            wrong += (logits.argmax(1) != labels).sum()
-        statistics.end(together)
-        state.optimizer.step()
-        bar.update()
-        if (step + 1) % LOOK_EVERY == 0 or step + 1 == len(batches):
-            look(state, together.sum(losses[: step + 1] / together.count), wrong, config, bar)
-    losses, wrong = together.sum(losses) / together.count, together.sum(wrong)
-    return {
-        "epoch": state.epoch + 1,
-        "loss": losses.mean().item(),
-        "train_error_pct": 100 * wrong.item() / (len(batches) * config.batch_size),
-        "sparsity": sparsity(state.model).structures,
-        "log10_alpha_counts": alpha_counts(state.model),
-    }
-
-
-def backward(state, micro_batch, data, parts):
-    """Gradients of the loss over a micro-batch, one of `parts`; returns its share of the loss, logits and labels."""
-    device = next(state.model.parameters()).device
-    pixels, labels = (tensor.to(device, non_blocking=True) for tensor in micro_batch)
-    logits = state.network(normalize(pixels, data.mean, data.std))
-    loss = F.cross_entropy(logits, labels) / parts
-    loss.backward()
-    return loss.detach(), logits.detach(), labels
-
-
-def own_parts(images, batches, config, state):
-    """(index, draws) of this process's micro-batches; every process draws for whole batches, so that all agree."""
-    size = config.batch_size // config.micro_batches
-    for batch in batches:
-        draws = images.draws(len(batch), state.generator)
-        for part in state.processes.parts(config.micro_batches):
-            yield batch[part * size :][:size], draws[part * size :][:size]
-
-
-def look(state, losses, wrong, config, bar):
-    """Show the progress; raise DivergedError, naming the step, if any loss so far is not finite."""
-    bad = (~losses.isfinite()).nonzero()
-    if len(bad):
-        raise diverged(f"the loss became {losses[bad[0, 0]].item()}", state, int(bad[0, 0]) + 1, config)
-    error = 100 * wrong.item() * state.processes.count / (len(losses) * config.batch_size)
-    pruned = f"{100 * sparsity(state.model).structures:.1f}%"
-    bar.set_postfix(loss=f"{losses[-1].item():.3f}", error=f"{error:.1f}%", sparsity=pruned, refresh=False)
-
-
-def check_finite(state, config):
-    """Raise DivergedError if an epoch's last step left NaN or infinite weights, before they are saved."""
-    if not all(tensor.isfinite().all() for tensor in state.model.state_dict().values()):
-        raise diverged("the weights became NaN or infinite", state, "last", config)
-
-
-def diverged(what, state, step, config):
-    """The DivergedError that says what happened where, what is kept and what to do."""
-    kept = f"the checkpoint of epoch {state.epoch} is kept" if state.epoch else "there is no checkpoint yet"
-    return DivergedError(
-        f"{what} at epoch {state.epoch + 1}, step {step}; {kept}. "
-        f"Lower the learning rate (now {config.learning_rate}) or the decay and start again"
-    )
-
-
-def learning_rate(step, steps, peak):
-    """Rate of step `step` out of `steps`: linear to `peak` over the first tenth, then half a cosine down to zero."""
-    warmup = WARMUP * steps
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))

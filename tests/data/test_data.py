@@ -94,7 +94,7 @@ def test_a_damaged_python_layout_is_found_by_its_md5(tmp_path, monkeypatch):
     folder.mkdir()
     for k in range(1, 6):
         (folder / f"data_batch_{k}").write_bytes(b"not a batch")
-    with pytest.raises(DataError, match=r"corrupted.*python -m psp\.cifar cifar10"):
+    with pytest.raises(DataError, match=r"corrupted.*python -m psp\.data\.cifar cifar10"):
         load("cifar10")
 
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
+from psp.method.attach import parametrizations
 from psp.method.baselines import attach_norm_masks, fix_sparsity, largest, prune_by_norm
-from psp.method.parameterize import parametrizations
 from psp.method.structures import ALPHA_SHAPE
 
 SHARED = sorted(set(ALPHA_SHAPE) - {"layer"})  # those of which a layer has several

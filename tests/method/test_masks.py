@@ -8,9 +8,9 @@ import torch
 from hypothesis import strategies as st
 
 import psp
+from psp.method.attach import parametrizations
 from psp.method.masks import apply_masks, decode, encode, excerpt, masks
 from psp.method.methods import METHODS, build_model
-from psp.method.parameterize import parametrizations
 from psp.runs.config import RunConfig
 
 

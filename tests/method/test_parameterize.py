@@ -11,8 +11,8 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.method.parameterize import ThresholdedScale
 from psp.method.structures import ALPHA_SHAPE
+from psp.method.threshold import ThresholdedScale
 
 EPS = 0.1
 

@@ -31,7 +31,7 @@ def started(monkeypatch):
 
 
 def test_every_run_is_a_process_with_its_share_of_the_threads(started):
-    assert jobs.train_runs(PROFILE, ["a", "c"], jobs=2, in_notebook=False) == "2 runs trained in 1 min"
+    assert jobs.train_runs(PROFILE, ["a", "c"], jobs=2, options=["--no-notebook"]) == "2 runs trained in 1 min"
     assert sorted(started) == [(["psp.pipeline", "train", "elsewhere", r, "--no-notebook"], "2") for r in ("a", "c")]
 
 

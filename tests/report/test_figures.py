@@ -1,6 +1,7 @@
 """What the figures show, read back from their axes."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.collections import PolyCollection
@@ -12,7 +13,9 @@ from psp.report.figures import save_figure
 from psp.report.figures.figure_1 import figure_1, weight_and_mask
 from psp.report.figures.figure_2 import clipped, closest_pair, figure_2
 from psp.report.figures.figure_3 import figure_3
+from psp.report.figures.networks import networks_figure
 from psp.report.figures.run import alpha_histogram, training_curve
+from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES, figure_2_table, figure_3_reference
 from psp.runs.config import RunConfig
 
@@ -182,3 +185,23 @@ def test_the_table_of_figure_2_by_hand():
     assert row["cut"] == pytest.approx(10**-0.5)
     assert row["near_threshold_pct"] == 0.0
     assert (row["run"], row["sparsity_pct"], row["test_error_pct"]) == ("run", 40.0, 10.0)
+
+
+def test_networks_stand_at_their_size_speed_and_error_by_data_set():
+    row = {"network": "resnet20", "top1_error_sd": 0.5, "seeds": 3, "structures_pruned_pct": 60.0}
+    table = pd.DataFrame(
+        [
+            {**row, "dataset": "cifar10", "structure": DENSE, "top1_error_pct": 10.0, "params": 2e5},
+            {**row, "dataset": "cifar10", "structure": "column", "top1_error_pct": 12.0, "params": 1e5}
+            | {"cpu_speed_up": 3.0},
+            {**row, "dataset": "cifar100", "structure": DENSE, "top1_error_pct": 40.0, "params": 2.1e5},
+        ]
+    )
+    figure = networks_figure(table, "a title")
+    sizes, speeds, _, alone = figure.axes
+    points = [[tuple(*bar[0].get_xydata()) for bar in axes.containers] for axes in (sizes, speeds, alone)]
+    assert points == [[(2e5, 10.0), (1e5, 12.0)], [(1.0, 10.0), (3.0, 12.0)], [(1.0, 40.0)]]
+    (bar,) = sizes.containers[1][2][0].get_segments()
+    assert bar[:, 1].tolist() == [11.5, 12.5]
+    assert [text.get_text() for text in sizes.texts] == ["60 %"], "of the pruned one"
+    assert figure.get_suptitle() == "a title"

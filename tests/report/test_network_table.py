@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from psp.errors import ConfigError
-from psp.files import write_json
+from psp.files import sealed, write_json
 from psp.pipeline.profiles import Profile, in_table, load_profile
 from psp.report.network_table import network_table, read_table
 from psp.report.paper_tables import DENSE
@@ -105,7 +105,7 @@ def test_the_rows_of_the_main_profile_stand_before_those_of_its_section(tmp_path
     for profile, dataset, seconds in zip(profiles, ("cifar10", "cifar100"), (0.5, 0.25), strict=True):
         for run, own in RECORDS.items():
             elsewhere = {**own, "schema": SCHEMA, "config": {**own["config"], "dataset": dataset}}
-            write_json(elsewhere, profile.record_path(run))
+            write_json(sealed(elsewhere), profile.record_path(run))
         cpu = {**timing_record("column-s0", seconds=seconds), "provenance": {"device": "a CPU"}}
         write_json(cpu, profile.timing_path("cpu"))
         write_json(NO_RECORD, profile.timing_path("cuda"))

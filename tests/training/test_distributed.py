@@ -18,8 +18,8 @@ import psp
 from psp.errors import ConfigError
 from psp.pipeline.jobs import what_failed
 from psp.training.distributed import ALONE, Processes, Statistics, own_device
+from psp.training.epoch import State, backward
 from psp.training.fast import Network
-from psp.training.train import State, backward
 
 CONFIG = {
     "method": "psp_weight_decay",
@@ -65,11 +65,11 @@ torch.nn.functional.cross_entropy = lambda *arguments: factor * cross_entropy(*a
 FROM_FILES = """
 from psp.data import folders
 folders.MEMORY_SHARE = 0
-backward, seen = sys.modules["psp.training.train"].backward, []
+backward, seen = sys.modules["psp.training.epoch"].backward, []
 def watched(state, micro_batch, *rest):
     seen.append(micro_batch[0].sum((1, 2, 3)).tolist())
     return backward(state, micro_batch, *rest)
-sys.modules["psp.training.train"].backward = watched
+sys.modules["psp.training.epoch"].backward = watched
 """
 WRITE_SEEN = """
 with open({folder!r} + "/seen-" + os.environ["RANK"], "w") as file:

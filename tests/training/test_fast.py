@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import sys
 
 import pytest
 import torch
 
 import psp
 from psp.errors import CheckpointError, KernelError
-from psp.method.parameterize import parametrizations
+from psp.method.attach import parametrizations
 from psp.runs.config import RunConfig
-from psp.training.fast import Network, fastest, ways
+from psp.training import train as training
+from psp.training.fast import Network, fastest, remembered, ways
 
-training = sys.modules["psp.training.train"]
 CPU = torch.device("cpu")
 CONFIG = {"epochs": 1, "batch_size": 32, "method": "psp_weight_decay", "structure_decay": 0.001}
 
@@ -148,3 +147,30 @@ def test_a_run_begun_with_kernels_that_are_gone_is_not_resumed_another_way(tmp_p
     with pytest.raises(CheckpointError, match=r"begun with fused kernels, which this machine lacks \(no comp"):
         psp.train(config, checkpoints=tmp_path, device="cpu", progress=False)
     assert checkpoint.path.exists()
+
+
+def test_what_was_chosen_for_a_kind_of_run_is_measured_once(tmp_path):
+    path, measured = tmp_path / "checkpoints" / "ways.json", []
+
+    def measure():
+        measured.append(len(measured))
+        return {"precision": "float32", "kernels": "plain", "round": measured[-1]}
+
+    first = remembered(path, ["digits", 32], measure)
+    assert remembered(path, ["digits", 32], measure) == first
+    assert remembered(path, ["digits", 64], measure)["round"] == 1
+    assert remembered(path, ["digits", 32], measure) == first, "and is kept beside the others"
+    path.write_text("{")
+    assert remembered(path, ["digits", 32], measure)["round"] == 2
+
+
+def test_runs_of_one_kind_are_computed_alike(tmp_path, monkeypatch, few_digits):
+    choices = [{"precision": "float32", "kernels": "plain"}, {"precision": "float32", "kernels": "fused"}]
+    monkeypatch.setattr("psp.training.train.choose", lambda *_: choices.pop(0))
+    steps = [
+        psp.train({**CONFIG, **own}, checkpoints=tmp_path, device="cpu", progress=False)["provenance"]["step"][
+            "kernels"
+        ]
+        for own in ({"seed": 0}, {"seed": 1}, {"method": "baseline", "structure_decay": 0.0})
+    ]
+    assert steps == ["plain", "plain", "fused"]

@@ -12,6 +12,7 @@ import torch
 import psp
 from psp.data.sets import load
 from psp.errors import CheckpointError, DivergedError
+from psp.files import SEAL
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("few_digits")
 # All that can be lost or differ: bfloat16, and our own kernels where there is a compiler.
 CHOICE = {"precision": "bfloat16", "kernels": "fused" if shutil.which("c++") else "plain"}
 CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 16, "holdout": 64}
-TIMES = ("seconds", "provenance")
+TIMES = ("seconds", "provenance", SEAL)  # and the seal of the record, these among it
 
 
 def checkpoint_path(folder, config=CONFIG):
@@ -60,7 +61,7 @@ psp.train({CONFIG!r}, checkpoints={str(folder)!r}, device="cpu", progress=False)
 def choice(few_digits):
     """A run begins as CHOICE says; one that is resumed must not choose again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["psp.training.train"], "choose", lambda *_: CHOICE)
+        patch.setattr("psp.training.train.choose", lambda *_: CHOICE)
         yield
 
 
@@ -74,10 +75,11 @@ def never_killed(tmp_path_factory, few_digits):
     ("place", "call", "epochs_kept"),
     [
         ("psp.data.images.augment", 6, 1),  # in the middle of the second epoch
-        ("os.replace", 1, 0),  # the first checkpoint is written, but not in place
-        ("os.replace", 3, 2),
-        ("os.replace", 5, 4),  # all epochs done, the weights not in place, the test set not read
-        ("os.replace", 6, 4),  # the record not in place
+        ("os.replace", 1, 0),  # the way to compute is chosen, but not kept for other runs
+        ("os.replace", 2, 0),  # the first checkpoint is written, but not in place
+        ("os.replace", 4, 2),
+        ("os.replace", 6, 4),  # all epochs done, the weights not in place, the test set not read
+        ("os.replace", 7, 4),  # the record not in place
     ],
 )
 def test_a_run_killed_by_sigkill_resumes_bit_for_bit(place, call, epochs_kept, tmp_path, never_killed, monkeypatch):
@@ -87,7 +89,7 @@ def test_a_run_killed_by_sigkill_resumes_bit_for_bit(place, call, epochs_kept, t
     kept = torch.load(path, weights_only=True)["epoch"] if path.exists() else 0
     assert kept == epochs_kept
     if kept:
-        monkeypatch.setattr(sys.modules["psp.training.train"], "choose", None)
+        monkeypatch.setattr("psp.training.train.choose", None)
     resumed = train(CONFIG, tmp_path)
     assert resumed["provenance"]["step"] == CHOICE
     record, weights = never_killed

@@ -1,0 +1,144 @@
+"""Structure parameters put on the layers of a network, and found there again.
+
+The parametrization of a layer is registered on its weight, by torch's own parametrize. Where α stands on the
+normalizations that follow (`psp.method.place`), γ and β of these are parametrized instead, and what holds α is a
+child of the layer, called `structure`.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch.nn.utils import parametrize
+
+from psp.errors import ConfigError
+from psp.method.choose import choose_structures
+from psp.method.coupling import meeting
+from psp.method.place import normalizations
+from psp.method.threshold import Coupled, OnNormalization
+
+PLACES = ("auto", "weight")
+
+
+def attach(model, structure, skip, make_scale, place="weight", couple=False):
+    """Put `make_scale(weight, structure)` on every chosen layer, or on the normalizations behind it; returns `model`.
+
+    `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
+    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched.
+    """
+    check_place(place)
+    chosen = choose_structures(model, structure, skip)
+    layers = {name: model.get_submodule(name) for name in chosen}
+    for name, layer in layers.items():
+        check_plain(name, layer)
+    behind = normalizations(model, chosen) if place == "auto" else {}
+    made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
+    if couple:
+        made |= coupled(model, chosen, made)
+    on_normalization = defaultdict(list)
+    for name, layer in layers.items():
+        if name not in behind:
+            parametrize.register_parametrization(layer, "weight", made[name])
+            continue
+        layer.add_module("structure", made[name])
+        for norm, first in behind[name]:
+            on_normalization[norm].append((first, made[name], len(layer.weight)))
+    for norm, scales in on_normalization.items():
+        put_behind(model.get_submodule(norm), scales)
+    return model
+
+
+def check_place(place):
+    """Raise ConfigError, naming the known ones, unless `place` is one where α can stand."""
+    if place not in PLACES:
+        raise ConfigError(f"unknown place {place!r}; choose one of {', '.join(PLACES)}")
+
+
+def check_plain(name, layer):
+    """Raise ConfigError unless a layer has a weight of its own and nothing that prunes it yet."""
+    if pruner_of(layer) is not None:
+        raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
+    if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
+        raise ConfigError(
+            f"the weight of layer {name!r} is no parameter, as after torch.nn.utils.weight_norm, spectral_norm or "
+            "prune; use those of torch.nn.utils.parametrizations, remove it (prune.remove), or skip the layer"
+        )
+
+
+def _made(name, layer, structure, make_scale):
+    try:
+        return make_scale(layer.weight, structure)
+    except ConfigError as error:
+        raise ConfigError(f"layer {name!r}: {error}") from error
+
+
+def coupled(model, chosen, made):
+    """{layer name: the scale of another one's α} of all but the first of layers whose channels meet in a sum."""
+    groups = meeting(model, {name for name, structure in chosen.items() if structure == "channel"})
+    if not groups:
+        raise ConfigError(
+            "couple=True, but no outputs of two layers with structure 'channel' meet in a sum; leave it out"
+        )
+    return {name: Coupled(made[leader]) for leader, *others in groups for name in others}
+
+
+def put_behind(norm, scales):
+    """Multiply γ and β of a normalization by what `scales` make of their channels: (first, scale, how many)."""
+    earlier = [] if not parametrize.is_parametrized(norm, "weight") else norm.parametrizations.weight
+    known = [p for p in earlier if isinstance(p, OnNormalization)]
+    if known:  # layers that were parameterized before
+        scales = scales + [(*pair, count) for pair, count in zip(known[0].scales, known[0].channels, strict=True)]
+    scales = sorted(scales, key=lambda entry: entry[0])
+    pairs, channels = [entry[:2] for entry in scales], [entry[2] for entry in scales]
+    for parametrization in known or [OnNormalization(pairs, channels)]:
+        parametrization.scales, parametrization.channels = tuple(pairs), channels
+        if not known:
+            for name in affine(norm):
+                parametrize.register_parametrization(norm, name, parametrization)
+
+
+def affine(norm):
+    """The names of the parameters that a normalization multiplies by and adds."""
+    return [name for name in ("weight", "bias") if getattr(norm, name, None) is not None]
+
+
+def pruner_of(layer):
+    """What decides which structures of `layer` are kept, on its weight or behind it, or None."""
+    behind = layer._modules.get("structure")
+    if hasattr(behind, "kept"):
+        return behind
+    if not parametrize.is_parametrized(layer, "weight"):
+        return None
+    return next((p for p in layer.parametrizations.weight if hasattr(p, "kept")), None)
+
+
+def parametrizations(model):
+    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes."""
+    found = ((name, layer, pruner_of(layer)) for name, layer in model.named_modules())
+    return {name: (layer, pruner) for name, layer, pruner in found if pruner is not None}
+
+
+def behind(model):
+    """{name: normalization} of those whose γ and β the α of layers multiply."""
+    return {
+        name: norm
+        for name, norm in model.named_modules()
+        if parametrize.is_parametrized(norm, "weight")
+        and any(isinstance(p, OnNormalization) for p in norm.parametrizations.weight)
+    }
+
+
+def originals(module, name="weight"):
+    """The parameters that hold a module's weight (or bias), parametrized or not; torch's weight_norm has two."""
+    if parametrize.is_parametrized(module, name):
+        return list(module.parametrizations[name].parameters(recurse=False))
+    return [getattr(module, name)]
+
+
+def weight_shape(layer):
+    """Shape of a layer's weight without computing it."""
+    return max(originals(layer), key=torch.Tensor.numel).shape
+
+
+def pruned_weight(layer, pruner):
+    """w · ν(α) of a layer, wherever its α stand."""
+    return pruner(layer.weight) if layer._modules.get("structure") is pruner else layer.weight

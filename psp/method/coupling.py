@@ -1,0 +1,51 @@
+"""Which layers' output channels meet in sums, such as the branches of a residual stage: they can only leave together.
+
+As long as one branch writes channel k of a sum, all that read the sum read channel k. Coupled, channel k of all
+branches is one structure with one α, and a residual network gets thinner rather than only its blocks.
+"""
+
+import operator
+from collections import defaultdict
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psp.method.choose import LAYERS, traced
+from psp.method.place import BY_CHANNEL, BY_IMAGE, PASSING_CALLS, PASSING_MODULES
+
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+# What changes the values of a channel, but not which channel it is.
+KEEPING_MODULES = (*PASSING_MODULES, *BY_CHANNEL, *BY_IMAGE, nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
+KEEPING_CALLS = (*PASSING_CALLS, F.relu6, F.silu, F.gelu, F.hardswish)
+
+
+def meeting(model, names):
+    """Lists of those of the layers `names`, in the order of execution, whose output channels meet in sums.
+
+    Raises ConfigError where torch.fx cannot trace the network.
+    """
+    graph, roots = traced(model), {}
+
+    def root(node):
+        while node in roots:
+            node = roots[node]
+        return node
+
+    for node in graph.nodes:
+        module = model.get_submodule(node.target) if node.op == "call_module" else None
+        for source in node.all_input_nodes if _keeps_channels(node, module) else ():
+            if root(source) is not root(node):
+                roots[root(source)] = root(node)
+    groups = defaultdict(dict)
+    for node in graph.nodes:
+        if node.op == "call_module" and node.target in names:
+            groups[root(node)][node.target] = None
+    return [list(group) for group in groups.values() if len(group) > 1]
+
+
+def _keeps_channels(node, module):
+    """Whether channel k of a node is made of channel k of its inputs."""
+    if isinstance(module, LAYERS):  # a depthwise convolution
+        return 1 < getattr(module, "groups", 1) == module.in_channels == module.out_channels
+    return isinstance(module, KEEPING_MODULES) or (module is None and node.target in ADDITIONS + KEEPING_CALLS)

@@ -1,0 +1,112 @@
+"""Where the α of a layer stand, by what follows it in the network.
+
+Batch normalization divides each channel by its own standard deviation: an α that multiplies the channel before it
+cancels, (α·x − α·m)/(α·s) = (x − m)/s. The loss does not see it, and weight decay shrinks all such α alike. So does
+the α of a whole layer before any normalization. Multiplied into γ and β, behind the normalization, it is seen; and
+since γ and β decay too, the product γ·α has the penalty of the group lasso again
+(notebooks/why_weight_decay_prunes.ipynb).
+
+Where a dense block concatenates a layer's output and each reader normalizes it anew, α stands on γ and β of all
+readers.
+"""
+
+import warnings
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psp.errors import ConfigError
+from psp.method.choose import queries_shape, traced
+
+# Each channel by itself; and all channels of an image together, in which only the α of a whole layer cancels.
+BY_CHANNEL = (nn.modules.batchnorm._NormBase,)
+BY_IMAGE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+# Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
+PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU)
+PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+PASSING_CALLS = (F.relu, torch.relu, F.dropout, F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, "relu", "contiguous")
+# Besides these, what only moves a layer's values about.
+MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
+CONCATENATIONS = (torch.cat, torch.concat)
+
+
+def normalizations(model, structures):
+    """{layer name: [(normalization's name, the layer's first channel in it)]} of the layers whose α would cancel.
+
+    `structures` is {layer name: structure}. A layer is listed if structure is "channel" or "layer" and all that its
+    output goes to, concatenated or not, are normalizations with γ in which its α cancels.
+    """
+    wanted = {name for name, structure in structures.items() if structure in ("channel", "layer")}
+    if not wanted:
+        return {}
+    try:
+        graph = traced(model)
+    except ConfigError as error:
+        warnings.warn(f"{error}: the α of channels stand on weights, where a normalization hides them", stacklevel=4)
+        return {}
+    found = {}
+    for name in sorted(wanted):
+        walk = _Walk(model, whole=structures[name] == "layer")
+        nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
+        targets = [walk.targets(node) for node in nodes]
+        if targets and all(targets):
+            found[name] = list(dict.fromkeys(target for one in targets for target in one))
+    return found
+
+
+class _Walk:
+    """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
+
+    def __init__(self, model, whole):
+        self.model = model
+        self.whole = whole
+
+    def targets(self, node, first=0):
+        """(name, first channel) of each normalization that `node` ends in; empty if anything else sees its values."""
+        found = []
+        for user in node.users:
+            if queries_shape(user):
+                continue
+            if self._normalizes(user):
+                ends = [(user.target, first)]
+            elif user.target in CONCATENATIONS and self._channels_before(user, node) is not None:
+                ends = self.targets(user, first + self._channels_before(user, node))
+            else:
+                ends = self.targets(user, first) if self._passes(user) else []
+            if not ends:
+                return []
+            found += ends
+        return found
+
+    def _module(self, node):
+        return self.model.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _normalizes(self, node):
+        norm = self._module(node)
+        kinds = BY_CHANNEL + BY_IMAGE if self.whole else BY_CHANNEL
+        return isinstance(norm, kinds) and norm.weight is not None and norm.weight.ndim == 1
+
+    def _passes(self, node):
+        calls = PASSING_CALLS + MOVING_CALLS if self.whole else PASSING_CALLS
+        return isinstance(self._module(node), PASSING_MODULES) or (node.op != "call_module" and node.target in calls)
+
+    def _channels_before(self, concatenation, node):
+        """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""
+        parts, axis = concatenation.args[0], concatenation.args[1:] or (concatenation.kwargs.get("dim", 0),)
+        if axis != (1,) or not isinstance(parts, (list, tuple)) or parts.count(node) != 1:
+            return None
+        counts = [self._channels(part) for part in parts[: parts.index(node)]]
+        return None if None in counts else sum(counts)
+
+    def _channels(self, node):
+        """How many channels a node has; None where that is unclear."""
+        module = self._module(node)
+        for attribute in ("out_channels", "out_features", "num_features"):
+            if hasattr(module, attribute):
+                return getattr(module, attribute)
+        if node.target in CONCATENATIONS:
+            counts = [self._channels(part) for part in node.args[0]]
+            return None if None in counts else sum(counts)
+        return self._channels(node.args[0]) if self._passes(node) and node.args else None

@@ -1,0 +1,92 @@
+"""The threshold: every structure i of a weight is multiplied by ν(α_i) of a learned α_i.
+
+Forward:   q_i = w_i · ν(α_i),   ν(α) = 0 where |α| < ε, else α
+Backward:  ∂ν/∂α = 1 (straight-through), so that a pruned structure still receives a gradient and can
+           come back; ∂E/∂α_i = Σ_j ∂E/∂q_ij · w_ij over the weights j of structure i, the exact chain
+           rule of q = w · α; or, "summed", Σ_j ∂E/∂q_ij without the factor w_ij.
+
+Source: Schindler et al. 2019, section 3. The forward and backward rules are as we remember them, and which of
+the two gradients the paper prints is not available to us; the summed one was tried and trains badly
+(docs/choices.md).
+"""
+
+import torch
+from torch import nn
+
+from psp.method.structures import alpha_shape
+
+GRADIENTS = ("exact", "summed")
+
+
+class ThresholdedScale(nn.Module):
+    """The parametrization w ↦ w · ν(α) of one weight, with a straight-through threshold.
+
+    `values` are the layer's weight, or, where α stands on the normalization that follows (`OnNormalization`), the
+    entries of γ or β that belong to the layer's channels.
+    """
+
+    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0]):
+        super().__init__()
+        shape = alpha_shape(weight.shape, structure)
+        self.structure = structure
+        self.threshold = threshold
+        self.gradient = gradient
+        self.alpha = nn.Parameter(weight.new_full(shape, init).detach())
+
+    def kept(self):
+        """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
+        return (self.alpha.detach().abs() < self.threshold).logical_not()  # NaN is not pruned
+
+    def forward(self, values):
+        alpha, kept = self.alpha, self.kept()
+        if values.ndim != alpha.ndim:  # γ and β have but the axis of channels
+            alpha, kept = (tensor.reshape(-1, *[1] * (values.ndim - 1)) for tensor in (alpha, kept))
+        nu = torch.where(kept, alpha, 0.0)
+        if self.gradient == "summed":  # the second term is 0, and carries ∂q_ij/∂α_i = 1
+            return values * nu.detach() + (alpha - alpha.detach())
+        # Its value is ν(α) exactly (α + (0 − α) = 0 and α + 0 = α in floating point), its gradient that of α.
+        straight_through = alpha + (nu - alpha).detach()
+        return values * straight_through
+
+    def extra_repr(self):
+        return f"structure={self.structure}, threshold={self.threshold}, alpha={tuple(self.alpha.shape)}"
+
+
+class Coupled(nn.Module):
+    """The scale of a layer whose channels share the α of another layer's, with which they are pruned together."""
+
+    def __init__(self, leader):
+        super().__init__()
+        self.leader = (leader,)  # in a tuple, so that α is a parameter of the leading layer alone
+
+    @property
+    def structure(self):
+        return self.leader[0].structure
+
+    def kept(self):
+        return self.leader[0].kept()
+
+    def forward(self, values):
+        return self.leader[0].forward(values)
+
+
+class OnNormalization(nn.Module):
+    """The parametrization of γ or β of a normalization: the entries of some channels times their layers' ν(α).
+
+    `scales` are pairs of the first channel, in γ, and the scale of a layer, which holds its α. Several layers can share
+    a normalization, as those do whose outputs a dense block concatenates; what belongs to none stays as it is.
+    """
+
+    def __init__(self, scales, channels):
+        super().__init__()
+        self.scales = tuple(scales)  # modules of the layers, not of the normalization
+        self.channels = channels
+
+    def forward(self, values):
+        if [channel for channel, _ in self.scales] == [0] and self.channels[0] == len(values):
+            return self.scales[0][1].forward(values)
+        pieces, end = [], 0
+        for (first, scale), count in zip(self.scales, self.channels, strict=True):
+            pieces += [values[end:first], scale.forward(values[first : first + count])]
+            end = first + count
+        return torch.cat([*pieces, values[end:]])

@@ -1,0 +1,57 @@
+"""What pruning costs and saves at one look: error over parameters and over speed, of dense and pruned networks."""
+
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from psp.report.figures.timing import STRUCTURE_COLORS
+from psp.report.paper_tables import DENSE
+
+MARKERS = "os^D"
+
+
+def networks_figure(table, title):
+    """Top-1 error over parameters, and over the speed-up on the CPU; a row of panels for each data set.
+
+    `table` as of `psp.report.network_table.network_table`. Bars are one standard deviation over seeds to either side,
+    where there are several; numbers beside the points are the share of structures pruned. A dense network has speed 1.
+    """
+    sets = list(dict.fromkeys(table["dataset"]))
+    with sns.axes_style("whitegrid"):
+        figure = Figure(figsize=(12.5, 1.6 + 3.8 * len(sets)), layout="constrained")
+        panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
+    for (over_parameters, over_speed), dataset in zip(panels, sets, strict=True):
+        rows = table[table["dataset"] == dataset].assign(speed=lambda t: t["cpu_speed_up"].fillna(1.0))
+        _draw(over_parameters, rows, "params")
+        _draw(over_speed, rows, "speed")
+        over_parameters.set(title=dataset, ylabel="final-epoch top-1 test error, %", xlabel="parameters", xscale="log")
+        over_speed.set(xlabel="speed-up over the fastest dense network on the CPU", xscale="log")
+        _log_ticks(over_parameters.xaxis, lambda count, _: f"{count / 1e6:g} M")
+        _log_ticks(over_speed.xaxis, lambda times, _: f"{times:g}×")
+    handles = {
+        label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def _draw(axes, rows, x):
+    networks = list(dict.fromkeys(rows["network"]))
+    for row in rows.to_dict("records"):
+        dense = row["structure"] == DENSE
+        color = "black" if dense else STRUCTURE_COLORS[row["structure"]]
+        label = row["structure"] + (f", {row['network']}" if len(networks) > 1 else "")
+        style = {"color": color, "marker": MARKERS[networks.index(row["network"]) % len(MARKERS)], "markersize": 8}
+        spread = row["top1_error_sd"] if row["seeds"] > 1 else None
+        axes.errorbar(row[x], row["top1_error_pct"], yerr=spread, **style, capsize=4, linestyle="none", label=label)
+        if not dense:
+            pruned, place = f"{row['structures_pruned_pct']:.0f} %", (row[x], row["top1_error_pct"])
+            axes.annotate(pruned, place, (8, 6), textcoords="offset points", fontsize=9)
+    axes.margins(0.12)
+
+
+def _log_ticks(axis, form):
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(form))
+    axis.set_minor_locator(NullLocator())

@@ -1,0 +1,97 @@
+"""A record that was changed after it was written is refused, wherever a byte of it matters."""
+
+import re
+
+import pytest
+import torch
+from damage import flipped
+from hypothesis import given
+from hypothesis import strategies as st
+
+from psp.data.images import Images
+from psp.data.sets import Dataset
+from psp.errors import ConfigError
+from psp.files import ROOT, SEAL, sealed, write_json
+from psp.method.methods import build_model
+from psp.runs.config import RunConfig
+from psp.runs.record import SCHEMA, UNSEALED, make_record, read_record
+from psp.training.evaluate import Errors
+from psp.training.train import State
+
+COMMITTED = sorted((ROOT / "results").glob("*/**/runs/*.json"))
+
+
+@pytest.fixture(scope="module")
+def record():
+    config = RunConfig(method="psp_weight_decay", structure="layer")
+    images = Images(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(1, dtype=torch.long))
+    about = {"unreadable": {"count": 1, "files": {"train/a/\udcff.jpg": "5 × nothing"}}}
+    data = Dataset("digits", 10, images, images, (0,) * 3, (1,) * 3, "0" * 64, about)
+    state = State(build_model(config, 10), None, None, curve=[{"epoch": 1, "loss": 1e-05}], seconds=0.1)
+    return make_record(config, data, state, Errors(12.5, 1.25), "1" * 64, {"device": "none"})
+
+
+@pytest.fixture(scope="module")
+def path(record, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run.json"
+    write_json(record, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def content(path):
+    return path.read_bytes()
+
+
+def test_a_record_is_read_as_it_was_made(record, path, content):
+    path.write_bytes(content)
+    assert read_record(path) == record
+
+
+def read_anyhow(path):
+    """What is read, or why nothing is."""
+    try:
+        return read_record(path)
+    except ConfigError as error:
+        return str(error)
+
+
+@given(st.data())
+def test_a_flipped_bit_is_refused_where_it_changes_an_entry(record, path, content, data):
+    path.write_bytes(flipped(content, data.draw(st.integers(0, 8 * len(content) - 1))))
+    found = read_anyhow(path)
+    if isinstance(found, str):
+        assert found.startswith(str(path))
+        assert found.endswith("train the run again")
+    else:  # as 1e-5 and 1E-5 are the same
+        assert found == record
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no JSON file"),
+        ("[1]", r"holds no names and values but \[1\]"),
+        ('{"schema": 1}', f"has schema 1, this code reads {SCHEMA}"),
+        (f'{{"schema": {SCHEMA}}}', "is damaged: it does not fit its sha256; restore it by git, or "),
+        (f'{{"schema": {UNSEALED}, "{SEAL}": "0"}}', "is damaged"),
+    ],
+)
+def test_what_is_no_record_is_explained(tmp_path, text, message):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"{re.escape(str(path))} {message}.*train the run again"):
+        read_record(path)
+
+
+def test_an_entry_by_another_hand_is_refused(record, path):
+    write_json({**record, "test_error_pct": 0.0}, path)
+    with pytest.raises(ConfigError, match="is damaged"):
+        read_record(path)
+    write_json(sealed({**record, "test_error_pct": 0.0}), path)
+    assert read_record(path)["test_error_pct"] == 0.0
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_committed_record_can_be_read(path):
+    assert read_record(path)["schema"] in (UNSEALED, SCHEMA)
