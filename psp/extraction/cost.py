@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from psp.method.attach import originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
+from psp.method.structures import is_transposed
 
 
 class Cost(NamedTuple):
@@ -40,7 +41,8 @@ def cost(model, example_input):
 
     def save(name):
         def hook(layer, inputs, output):
-            positions = output.numel() // weight_shape(layer)[0]
+            # A weight takes part once for every pixel of its first axis's channels.
+            positions = (inputs[0] if is_transposed(layer) else output).numel() // weight_shape(layer)[0]
             saved.append(zeroed[name] * positions)
 
         return hook

@@ -18,6 +18,7 @@ from psp.errors import ExtractError
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PURE = {
     operator.iadd: operator.add,
@@ -116,13 +117,19 @@ def fold_batchnorm_(network):
         if before.op != "call_module" or len(before.users) > 1 or count[before.target] + count[node.target] > 2:
             continue
         layer, norm = modules[before.target], modules[node.target]
-        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
+        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, *TRANSPOSED, nn.Linear):
+            continue
+        transposed = type(layer) in TRANSPOSED
+        if transposed and layer.groups > 1:  # torch folds only those of one group
             continue
         # After N×tokens×features a BatchNorm1d is one of tokens.
         if isinstance(layer, nn.Linear) and len(node.meta.get("shape", ())) != 2:
             continue
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        modules[before.target] = fuse(layer, norm)  # into which a second one may be folded
+        # Into what comes of it a second one may be folded.
+        if isinstance(layer, nn.Linear):
+            modules[before.target] = fuse_linear_bn_eval(layer, norm)
+        else:
+            modules[before.target] = fuse_conv_bn_eval(layer, norm, transposed)
         network.set_submodule(before.target, modules[before.target])
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED, calls
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
     Concatenate,
@@ -88,9 +88,10 @@ def _reads_channels(node):
 def _module_op(node, module, times):
     axes = len(node.all_input_nodes[0].meta["shape"])
     kind = type(module)  # a subclass may do something else
-    if kind in (*CONVOLUTION, nn.Linear):
-        # A layer that is called several times has one weight for several sets of channels: it stays whole.
-        if times > 1 or (kind in CONVOLUTION and axes != module.weight.ndim):
+    if kind in (*CONVOLUTION, *TRANSPOSED, nn.Linear):
+        # A layer that is called several times has one weight for several sets of channels: it stays whole; so does one
+        # that is told the size of its output.
+        if times > 1 or (kind is not nn.Linear and axes != module.weight.ndim) or len(node.args) > 1 or node.kwargs:
             return Op(node)
         _turn(node, channel_axis(node, module))
         return Weighted(node, module)

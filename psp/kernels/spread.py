@@ -15,9 +15,9 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 def spread(layer):
     """`layer`, a convolution or linear layer of any subclass, with the same weight stored as its nonzero part.
 
-    The weight is seen as a matrix of its first axis and all others. Other attributes are shared with `layer`.
+    The weight is seen as a matrix of its output channels and all else. Other attributes are shared with `layer`.
     """
-    matrix = layer.weight.detach().flatten(1)
+    matrix = as_matrix(layer)
     rows, columns = (matrix.ne(0).any(axis).nonzero().flatten() for axis in (1, 0))
     twin = _rebuild(type(layer), {**vars(layer), "_parameters": dict(layer._parameters)})
     twin._buffers, twin.full_shape = dict(layer._buffers), tuple(layer.weight.shape)
@@ -34,8 +34,11 @@ class Spread:
     @property
     def weight(self):
         """The dense weight; gradients flow to `left`."""
-        matrix = self.left.new_zeros(self.full_shape).flatten(1)
-        return matrix.index_put((self.rows[:, None], self.columns), self.left).view(self.full_shape)
+        first, second, *kernel = self.full_shape
+        shape = (second, first, *kernel) if transposed(self) else self.full_shape
+        matrix = self.left.new_zeros(shape).flatten(1)
+        weight = matrix.index_put((self.rows[:, None], self.columns), self.left).view(shape)
+        return weight.transpose(0, 1) if transposed(self) else weight
 
     def extra_repr(self):
         kept = f"{len(self.rows)}×{len(self.columns)}"
@@ -43,6 +46,17 @@ class Spread:
 
     def __reduce_ex__(self, protocol):  # its class is made at run time, and pickle could not find it
         return _rebuild, (type(self).__bases__[1], vars(self))
+
+
+def as_matrix(layer):
+    """A layer's weight as the matrix of its output channels, of one group, and all else."""
+    weight = layer.weight.detach()
+    return (weight.transpose(0, 1) if transposed(layer) else weight).flatten(1)
+
+
+def transposed(layer):
+    """Whether the weight of a layer has its input channels first."""
+    return getattr(layer, "transposed", False)
 
 
 @cache

@@ -14,13 +14,14 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.place import normalizations
+from psp.method.structures import is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
 
 
 def attach(model, structure, skip, make_scale, place="weight", couple=False):
-    """Put `make_scale(weight, structure)` on every chosen layer, or on the normalizations behind it; returns `model`.
+    """Put `make_scale(weight, structure, transposed)` on every chosen layer, or on the normalizations behind it; returns `model`.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
     `psp.parameterize`. Everything that can be wrong is found before the first layer is touched.
@@ -30,7 +31,8 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     layers = {name: model.get_submodule(name) for name in chosen}
     for name, layer in layers.items():
         check_plain(name, layer)
-    behind = normalizations(model, chosen) if place == "auto" else {}
+    by_channel = {name: own for name, own in chosen.items() if not _shared_by_groups(layers[name])}
+    behind = normalizations(model, by_channel) if place == "auto" else {}
     made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
     if couple:
         made |= coupled(model, chosen, made)
@@ -41,10 +43,15 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
             continue
         layer.add_module("structure", made[name])
         for norm, first in behind[name]:
-            on_normalization[norm].append((first, made[name], len(layer.weight)))
+            on_normalization[norm].append((first, made[name], output_channels(layer)))
     for norm, scales in on_normalization.items():
         put_behind(model.get_submodule(norm), scales)
     return model
+
+
+def _shared_by_groups(layer):
+    """Whether an α of output channels is that of several of them, the same one in each group."""
+    return is_transposed(layer) and layer.groups > 1
 
 
 def check_place(place):
@@ -66,7 +73,7 @@ def check_plain(name, layer):
 
 def _made(name, layer, structure, make_scale):
     try:
-        return make_scale(layer.weight, structure)
+        return make_scale(layer.weight, structure, is_transposed(layer))
     except ConfigError as error:
         raise ConfigError(f"layer {name!r}: {error}") from error
 
@@ -132,6 +139,11 @@ def originals(module, name="weight"):
     if parametrize.is_parametrized(module, name):
         return list(module.parametrizations[name].parameters(recurse=False))
     return [getattr(module, name)]
+
+
+def output_channels(layer):
+    """How many channels a convolution or features a linear layer puts out."""
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
 
 def weight_shape(layer):
