@@ -14,7 +14,7 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.place import normalizations
-from psp.method.structures import is_transposed
+from psp.method.structures import is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
@@ -31,8 +31,7 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     layers = {name: model.get_submodule(name) for name in chosen}
     for name, layer in layers.items():
         check_plain(name, layer)
-    by_channel = {name: own for name, own in chosen.items() if not _shared_by_groups(layers[name])}
-    behind = normalizations(model, by_channel) if place == "auto" else {}
+    behind = normalizations(model, spans(layers, chosen)) if place == "auto" else {}
     made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
     if couple:
         made |= coupled(model, chosen, made)
@@ -49,9 +48,18 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     return model
 
 
-def _shared_by_groups(layer):
-    """Whether an α of output channels is that of several of them, the same one in each group."""
-    return is_transposed(layer) and layer.groups > 1
+def spans(layers, chosen):
+    """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution.
+
+    Without layers of which one α is that of several output channels, the same one in each group.
+    """
+    found = {}
+    for name, layer in layers.items():
+        transposed = is_transposed(layer)
+        whole = is_one_structure(weight_shape(layer), chosen[name], transposed)
+        if whole or not transposed or layer.groups == 1:
+            found[name] = "layer" if whole else chosen[name]
+    return found
 
 
 def check_place(place):

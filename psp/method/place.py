@@ -6,6 +6,9 @@ the α of a whole layer before any normalization. Multiplied into γ and β, beh
 since γ and β decay too, the product γ·α has the penalty of the group lasso again
 (notebooks/why_weight_decay_prunes.ipynb).
 
+A pruned channel is then 0 behind its normalization. Where a ReLU follows, whose gradient at 0 is 0, it gets none and
+does not come back; where the channel goes into a sum first, it can.
+
 Where a dense block concatenates a layer's output and each reader normalizes it anew, α stands on γ and β of all
 readers.
 """

@@ -10,7 +10,7 @@ import json
 import pandas as pd
 
 from psp.report.paper_tables import DENSE, KEYS
-from psp.report.tables import SERIES, above_dense, check_seeds, read_records, setting
+from psp.report.tables import SERIES, above_dense, check_seeds, read_records, setting, structure_of
 from psp.report.timing_tables import summary_table
 from psp.timing.settings import NO_GPU
 
@@ -82,7 +82,7 @@ def _row(run, record):
         "run": run,
         "dataset": config["dataset"],
         "network": config["model"],
-        "structure": DENSE if config["method"] == "baseline" else config["structure"],
+        "structure": DENSE if config["method"] == "baseline" else structure_of(config),
         "method": SERIES[config["method"]],
         "setting": setting(config),
         "seed": config["seed"],

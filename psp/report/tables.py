@@ -30,6 +30,15 @@ def setting(config):
     return config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
 
 
+def structure_of(config):
+    """A run's structure in words; of channels and layers also if their α stood on weights (see `psp.method.place`).
+
+    There a normalization hides them; all records that do not say where α stood are of such runs.
+    """
+    on_weights = config["method"].startswith("psp_") and config.get("place", "weight") == "weight"
+    return config["structure"] + " (α on weights)" * (on_weights and config["structure"] in ("channel", "layer"))
+
+
 def check_seeds(runs, settings):
     """Raise ConfigError for two rows of `runs` with the same settings and seed, which a mean over seeds would pool."""
     twice = runs[runs.duplicated([*settings, "seed"], keep=False)]

@@ -6,7 +6,7 @@ The test set has no part in it: a trial trains without `holdout` images of the t
 import pandas as pd
 
 from psp.errors import ConfigError
-from psp.report.tables import SERIES, above_dense, check_seeds, setting
+from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
 
 TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
 SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
@@ -44,7 +44,7 @@ def _row(name, record):
         "dataset": config["dataset"],
         "network": config["model"],
         "method": SERIES[config["method"]],
-        "structure": config["structure"],
+        "structure": structure_of(config),
         **{name: config[name] for name in (*TRAINED, "seed")},
         "setting": setting(config),
         "threshold": config["threshold"],

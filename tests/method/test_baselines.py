@@ -64,7 +64,7 @@ def test_norms_of_every_structure_by_numpy(structure):
     torch.manual_seed(0)
     net = prune_by_norm(attach_norm_masks(nn.Sequential(nn.Conv2d(3, 4, 3)), structure), 0.4)
     weight = net[0].parametrizations.weight.original.detach().abs().numpy()
-    axes = {"weight": (), "column": (0,), "channel": (1, 2, 3), "shape": (0, 1)}[structure]
+    axes = {"weight": (), "column": (0,), "channel": (1, 2, 3), "input_channel": (0, 2, 3), "shape": (0, 1)}[structure]
     norms = torch.from_numpy(weight.sum(axis=axes, keepdims=True) if axes else weight)
     kept = net[0].parametrizations.weight[0].kept()
     assert kept.shape == norms.shape

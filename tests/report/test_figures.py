@@ -132,8 +132,8 @@ def test_figure_1_draws_the_masks_as_they_are():
         assert np.array_equal(~np.ma.getmaskarray(values), kept.reshape(4, 18))
         assert np.array_equal(~np.ma.getmaskarray(pruned), ~kept.reshape(4, 18))
         assert np.array_equal(values.compressed(), weight.reshape(4, 18)[kept.reshape(4, 18)])
-        share = 100 * {"weight": 1 / 72, "column": 1 / 18, "channel": 1 / 4, "shape": 1 / 9, "layer": 1}[structure]
-        assert axes.get_title() == f"{structure}: {share:.0f} % of this layer's weights pruned, 20 % of all"
+        of_all = {"weight": 72, "column": 18, "channel": 4, "input_channel": 2, "shape": 9, "layer": 1}[structure]
+        assert axes.get_title() == f"{structure}: {100 / of_all:.0f} % of this layer's weights pruned, 20 % of all"
 
 
 def test_figure_1_shows_one_layer():

@@ -40,7 +40,7 @@ def _draw(axes, rows, x):
     networks = list(dict.fromkeys(rows["network"]))
     for row in rows.to_dict("records"):
         dense = row["structure"] == DENSE
-        color = "black" if dense else STRUCTURE_COLORS[row["structure"]]
+        color = "black" if dense else STRUCTURE_COLORS[row["structure"].partition(" ")[0]]
         label = row["structure"] + (f", {row['network']}" if len(networks) > 1 else "")
         style = {"color": color, "marker": MARKERS[networks.index(row["network"]) % len(MARKERS)], "markersize": 8}
         spread = row["top1_error_sd"] if row["seeds"] > 1 else None

@@ -1,0 +1,230 @@
+"""Where the α of channels and layers stand: the loss sees each of them, and the product with γ is the group lasso's."""
+
+import copy
+
+import pytest
+import torch
+from networks import network, size
+from sklearn.linear_model import Lasso
+from torch import nn
+
+import psp
+from psp.errors import ConfigError
+from psp.method.attach import behind, parametrizations
+from psp.method.choose import without_bypass
+from psp.method.place import normalizations
+from psp.method.structures import ALPHA_SHAPE
+
+CASES = [("resnet20", structure) for structure in sorted(ALPHA_SHAPE)]
+CASES += [(name, s) for name in ("densenet16", "resnet18") for s in ("channel", "input_channel", "layer", "shape")]
+CASES += [("mobilenet_v3_small", s) for s in ("channel", "input_channel", "layer")]
+
+
+def parameterize(net, structure, **options):
+    layers = [name for name, module in net.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    skip = without_bypass(net, layers) if structure == "layer" else ()
+    return psp.parameterize(net, structure, skip=skip, **options)
+
+
+def conv_net(relu=True):
+    """Convolution, normalization, ReLU, convolution: channels of the first meet their normalization, the others not."""
+    torch.manual_seed(0)
+    between = nn.ReLU() if relu else nn.Identity()
+    layers = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6), between, nn.Conv2d(6, 4, 3), nn.Flatten()
+    return nn.Sequential(*layers).double()
+
+
+@torch.no_grad()
+def change_of_outputs(net, x, alpha, index):
+    """Relative change of the outputs in training mode when one α is halved."""
+    before = net(x)
+    alpha.view(-1)[index] *= 0.5
+    after = net(x)
+    alpha.view(-1)[index] *= 2
+    return float((after - before).norm() / before.norm())
+
+
+@pytest.mark.parametrize(("name", "structure"), CASES)
+def test_the_loss_sees_every_alpha(name, structure):
+    """One of each layer, in float64; what a rounding or the ε of a normalization lets through is far below."""
+    net, x = network(name)
+    net, x = parameterize(net, structure).double().train(), x.double()
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    for layer, alpha in psp.structure_parameters(net).items():
+        if ".fc" in layer:  # of a squeeze-and-excitation block: its hard sigmoid is flat where it saturates
+            continue
+        changes = [change_of_outputs(net, x, alpha, index) for index in range(min(2, alpha.numel()))]
+        assert max(changes) > 1e-6, layer
+
+
+@pytest.mark.parametrize("structure", ["channel", "layer"])
+def test_on_weights_a_normalization_hides_them(structure):
+    """The opposite of the above, and the reason for it; a small variance lets more of ε = 1e-5 through."""
+    net, x = network("resnet20")
+    net = psp.parameterize(net, structure, skip=["conv1", "fc"], place="weight").double().train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-12
+    alphas = psp.structure_parameters(net).values()
+    assert max(change_of_outputs(net, x.double(), alpha, 0) for alpha in alphas) < 1e-8
+    assert behind(net) == {}
+
+
+def test_where_alpha_stands_by_hand():
+    net = psp.create_model("resnet20")
+    structures = {"layer1.0.conv1": "channel", "layer1.0.conv2": "layer", "layer2.0.conv1": "column", "fc": "channel"}
+    expected = {"layer1.0.conv1": [("layer1.0.bn1", 0)], "layer1.0.conv2": [("layer1.0.bn2", 0)]}
+    assert normalizations(net, structures) == expected
+    dense = normalizations(psp.create_model("densenet16"), {"block1.0.conv": "channel", "block1.1.conv": "layer"})
+    after = ["block1.2.bn", "block1.3.bn", "transition1.0"]  # 16 channels come in, each layer adds 12
+    assert dense["block1.0.conv"] == [("block1.1.bn", 16), *((name, 16) for name in after)]
+    assert dense["block1.1.conv"] == [(name, 28) for name in after]
+
+
+class Seen(nn.Module):
+    """A convolution whose output goes to a normalization, and somewhere else as well."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.conv, self.bn, self.read = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), read
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.read(x, self.bn(x))
+
+
+@pytest.mark.parametrize(
+    ("read", "hidden"),
+    [
+        (lambda x, normed: normed, True),
+        (lambda x, normed: normed + x, False),
+        (lambda x, normed: normed.view(x.size(0), -1), True),
+        (lambda x, normed: (normed, x), False),
+        (lambda x, normed: torch.cat((x, normed), 1), False),
+    ],
+)
+def test_alpha_stands_on_the_weight_if_anything_but_normalizations_sees_the_output(read, hidden):
+    assert bool(normalizations(Seen(read), {"conv": "channel"})) is hidden
+
+
+def test_normalizations_of_all_channels_hide_the_alpha_of_a_layer_and_not_of_a_channel():
+    for norm in (nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.BatchNorm2d(6)):
+        net = nn.Sequential(nn.Conv2d(3, 6, 1), norm)
+        assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0)]}
+        assert bool(normalizations(net, {"0": "channel"})) is not isinstance(norm, nn.GroupNorm)
+    assert normalizations(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=False)), {"0": "channel"}) == {}
+
+
+def test_gamma_and_beta_are_multiplied_and_pruned_with_their_filter():
+    net = psp.parameterize(conv_net(), "channel", threshold=0.1)
+    factor = torch.tensor([1.0, 0.5, 0.05, -0.3, 1.0, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        net[1].parametrizations.weight.original.uniform_(0.5, 1.5)
+        net[1].parametrizations.bias.original.normal_()
+        psp.structure_parameters(net)["0"].view(-1).copy_(factor)
+    gamma, beta = (net[1].parametrizations[name].original for name in ("weight", "bias"))
+    nu = torch.where(factor.abs() < 0.1, 0.0, factor)
+    assert torch.equal(net[1].weight, gamma * nu)
+    assert torch.equal(net[1].bias, beta * nu)
+    assert psp.sparsity(net).layers["0"].weights == 1 / 6
+    x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    trained, evaluated = net(x), net.eval()(x)
+    plain = psp.fold(copy.deepcopy(net))
+    assert torch.equal(plain(x), evaluated)
+    assert torch.equal(plain.train()(x), trained)
+    assert plain[0].weight[2].abs().max() == 0
+    assert not parametrizations(plain)
+    assert sorted(plain.state_dict()) == sorted(conv_net().state_dict())
+    assert size(psp.extract(net, x)) < size(plain)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_gradient_of_alpha_is_the_exact_chain_rule_over_gamma_and_beta(relu):
+    """Σ over the network's two parameters of ∂E/∂q · γ or β, also of a pruned α, straight through.
+
+    Before a ReLU, whose gradient at 0 is 0, that of a pruned one is 0: it does not come back.
+    """
+    net = psp.parameterize(conv_net(relu), "channel", threshold=0.1)
+    with torch.no_grad():
+        psp.structure_parameters(net)["0"].view(-1)[1] = 0.01
+        net[1].parametrizations.bias.original.normal_()
+    x, alpha = torch.randn(4, 3, 8, 8, dtype=torch.float64), psp.structure_parameters(net)["0"]
+    net(x).square().mean().backward()
+    originals = [net[1].parametrizations[name].original for name in ("weight", "bias")]
+    plain = conv_net(relu)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(plain[1], name).copy_(getattr(net[1], name))
+    plain(x).square().mean().backward()
+    grads = plain[1].weight.grad, plain[1].bias.grad
+    expected = sum(grad * original for grad, original in zip(grads, originals, strict=True))
+    torch.testing.assert_close(alpha.grad.view(-1), expected.detach())
+    assert bool(expected[1] == 0) is relu
+    assert plain[1].weight[1] == plain[1].bias[1] == 0
+
+
+def test_gamma_and_beta_behind_alpha_decay_and_no_other():
+    net = psp.parameterize(psp.create_model("resnet20"), "channel", skip=["conv1", "fc"])
+    weights, others, alphas = psp.param_groups(net, weight_decay=0.1, structure_decay=0.2)
+    ids = [{id(p) for p in group["params"]} for group in (weights, others, alphas)]
+    bn = net.layer1[0].bn1
+    assert {id(bn.parametrizations[name].original) for name in ("weight", "bias")} <= ids[0]
+    assert {id(net.bn1.weight), id(net.bn1.bias), id(net.fc.bias)} == ids[1]
+    assert sum(map(len, ids)) == len(list(net.parameters()))
+
+
+def test_decay_on_both_factors_behind_a_normalization_is_the_lasso():
+    """½‖y − Zγα‖²/n with decay on γ and on α, Z the normalized channels, against scikit-learn's solver."""
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(8, eps=1e-12).double()
+    net = nn.Sequential(nn.Linear(8, 8, bias=False).double(), norm)
+    x = torch.randn(200, 8, dtype=torch.float64)
+    net[0].weight.requires_grad_(False)
+    z = net(x).detach()
+    y = z @ torch.tensor([1.0, -0.8, 0.5, 0.3, 0.1, 0, 0, 0], dtype=torch.float64) + 0.3 * torch.randn(200).double()
+    psp.parameterize(net, "channel", threshold=0.0)
+    norm.parametrizations.bias.original.requires_grad_(False)
+    groups = psp.param_groups(net, weight_decay=0.05, structure_decay=0.2)
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    for _ in range(5000):
+        optimizer.zero_grad()
+        (0.5 * (net(x).sum(1) - y).square().mean()).backward()
+        optimizer.step()
+    lasso = Lasso((0.05 * 0.2) ** 0.5, fit_intercept=False, tol=1e-12).fit(z.numpy(), y.numpy()).coef_
+    torch.testing.assert_close(norm.weight.detach(), torch.from_numpy(lasso), atol=1e-4, rtol=0)
+    assert 0 < (lasso == 0).sum() < 8
+
+
+def test_layers_of_a_dense_block_share_their_readers_normalization_also_in_two_calls():
+    once = psp.parameterize(psp.create_model("densenet16"), "channel", skip=["conv1", "transition*", "fc"])
+    twice = psp.create_model("densenet16")
+    psp.parameterize(twice, {"block1.0.conv": "channel", "block2.*": "channel"})
+    psp.parameterize(twice, {"block1.[123].conv": "channel", "block3.*": "channel"})
+    twice.load_state_dict(once.state_dict())
+    with torch.no_grad():
+        for net in (once, twice):
+            for alpha in psp.structure_parameters(net).values():
+                alpha.copy_(torch.linspace(0.05, 1.5, alpha.numel()).view_as(alpha))
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.equal(once.eval()(x), twice.eval()(x))
+
+
+def test_a_network_that_cannot_be_traced_keeps_them_on_weights_and_says_so():
+    class Dynamic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            return self.bn(self.conv(x)) if x.sum() > 0 else x
+
+    with pytest.warns(UserWarning, match=r"cannot trace Dynamic .* α of channels stand on weights"):
+        net = psp.parameterize(Dynamic(), "channel")
+    assert behind(net) == {}
+
+
+def test_an_unknown_place_is_named():
+    with pytest.raises(ConfigError, match="unknown place 'norm'; choose one of auto, weight"):
+        psp.parameterize(conv_net(), "channel", place="norm")
