@@ -22,6 +22,7 @@ from psp.extraction.ops import (
     ZeroOnly,
 )
 from psp.extraction.pairs import Product, Sum
+from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.shapes import same_shape
 from psp.method.choose import PRODUCTS
 
@@ -66,6 +67,9 @@ def classify(network):
     for node in network.graph.nodes:
         if node.op == "placeholder":
             op = Input(node)
+        elif node.op == "call_module" and _is_recurrent(node, modules[node.target], count[node.target]):
+            _turn(node, len(node.args[0].meta["shape"]) - 1)
+            op = Recurrent(node, modules[node.target])
         elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
             op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
@@ -75,6 +79,12 @@ def classify(network):
         else:
             op = Op(node)
         node.meta["op"] = op
+
+
+def _is_recurrent(node, module, times):
+    """Whether a node is an unprojected recurrent layer with biases, called once, that reads batches of sequences."""
+    known = type(module) in RECURRENT and times == 1 and module.bias and not getattr(module, "proj_size", 0)
+    return known and node.args and _has_channels(node.args[0]) and len(node.args[0].meta["shape"]) == 3
 
 
 def _has_channels(node):

@@ -2,6 +2,9 @@
 
 from psp.kernels.spread import LAYERS, as_matrix, spread
 
+# Fewer zeros than these in a layer are not worth saying where they are.
+WORTH = 8
+
 
 def store_nonzero(network):
     """Replace in place every layer with zero rows or columns by one that stores only the others.
@@ -14,7 +17,5 @@ def store_nonzero(network):
 
 
 def _is_worth_it(nonzero):
-    """Whether a matrix has more numbers in its zero rows and columns than it takes to say which ones are left."""
-    left = [int(nonzero.any(axis).sum()) for axis in (1, 0)]
-    indices = sum(count for count, length in zip(left, nonzero.shape, strict=True) if count < length)
-    return nonzero.numel() - left[0] * left[1] > indices
+    left = int(nonzero.any(1).sum()) * int(nonzero.any(0).sum())
+    return nonzero.numel() - left >= WORTH

@@ -6,6 +6,7 @@ the output. A submodule that cannot be followed becomes one opaque operation, wh
 
 import inspect
 import traceback
+from collections import OrderedDict
 from itertools import count
 from pathlib import Path
 
@@ -49,6 +50,11 @@ class Tracer(fx.Tracer):
 
     def getattr(self, name, value, cache):
         return value if self.answering else super().getattr(name, value, cache)
+
+    def create_arg(self, value):
+        if type(value) is not OrderedDict:
+            return super().create_arg(value)
+        return self.create_node("call_function", OrderedDict, (super().create_arg(list(value.items())),), {})
 
     def proxy(self, node):
         return Asking(node, self)
