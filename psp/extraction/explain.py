@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from psp.errors import ExtractError
 from psp.extraction.ops import Op
-from psp.kernels.spread import Spread
+from psp.kernels.spread import SpreadWeight
 from psp.method.attach import parametrizations, weight_shape
 
 
@@ -57,7 +57,7 @@ def _left(network, name):
     if module is None:
         return 0, False
     weights = sum(p.numel() for key, p in module.named_parameters() if not key.endswith("bias"))
-    return weights, isinstance(module, Spread)
+    return weights, any(isinstance(part, SpreadWeight) for part in module.modules())
 
 
 def _why(traced, name):
