@@ -9,7 +9,7 @@ from torch import nn
 
 import psp
 
-STRUCTURES = ("weight", "column", "channel", "shape")
+STRUCTURES = ("weight", "column", "channel", "input_channel", "shape")
 
 
 def make_net(structure="column", seed=0):
@@ -104,11 +104,11 @@ def test_autocast_rounds_the_product_and_nothing_before_it(structure):
     torch.testing.assert_close(out.float(), net(x), rtol=0.05, atol=0.05)
 
 
-def distributed_steps(rank, folder):
+def distributed_steps(rank, folder, structure):
     """One of two processes, each with every other row; batch norm uses its running statistics, as rows differ."""
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    net = make_net()
+    net = make_net(structure)
     net[1].eval()
     parallel = nn.parallel.DistributedDataParallel(net)
     train_steps(net, parallel, rows=slice(rank, None, 2))
@@ -116,9 +116,10 @@ def distributed_steps(rank, folder):
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_train_to_the_numbers_of_one(tmp_path):
-    torch.multiprocessing.spawn(distributed_steps, (str(tmp_path),), nprocs=2)
-    alone = make_net()
+@pytest.mark.parametrize("structure", ["column", "channel"])
+def test_two_processes_train_to_the_numbers_of_one(structure, tmp_path):
+    torch.multiprocessing.spawn(distributed_steps, (str(tmp_path), structure), nprocs=2)
+    alone = make_net(structure)
     alone[1].eval()
     train_steps(alone, alone)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
