@@ -71,7 +71,7 @@ def prune(net, structure, share):
 @torch.no_grad()
 def prune_channels(net, **channels):
     """Parameterize `net` by channel and prune the listed ones of each layer, whose "." is written "__"."""
-    psp.parameterize(net, "channel")
+    psp.parameterize(net, "channel", place="weight")  # behind a normalization all constants would be 0
     alphas = psp.structure_parameters(net)
     for name, pruned in channels.items():
         alphas[name.replace("__", ".")][pruned] = 0.0

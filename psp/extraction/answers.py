@@ -1,12 +1,11 @@
 """Answers to what a network's code asks while it is traced: how many parts, how long, larger than 7?
 
 torch.fx traces without values, and cannot say. The shapes of the example can: the graph so far is run on it without
-numbers, and on a larger example, too. Where both answer the same, the answer holds for all sizes. What depends on the
-numbers themselves has no answer.
+numbers, and on larger ones, too, of even and odd sizes. Where all answer the same, the answer holds for all sizes. What
+depends on the numbers themselves has no answer.
 """
 
 import operator
-from contextlib import suppress
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,7 +14,7 @@ from psp.extraction.examples import larger, without_numbers
 
 
 class Answers:
-    """The values without numbers of a graph that is being written, on the example and on a larger one.
+    """The values without numbers of a graph that is being written, on the example and on larger ones.
 
     Args:
         root: the network that is traced.
@@ -36,14 +35,14 @@ class Answers:
             run.args_iter = iter(arguments(fake))
 
     def of(self, node, question):
-        """What `question`, a function, says of a node's value: for the example, and for a larger one if one fits."""
-        example, *others = self.runs
+        """What `question`, a function, says of a node's value: for the example, and for the larger ones that fit."""
         with without_numbers(self.mode):
-            answers = [question(self._value(example, node))]
-            for run in others:
-                with suppress(Exception):  # whatever a forward may raise on a size that it is not for
-                    return [*answers, question(self._value(run, node))]
-                self.runs.remove(run)
+            answers = [question(self._value(self.runs[0], node))]
+            for run in self.runs[1:]:
+                try:
+                    answers.append(question(self._value(run, node)))
+                except Exception:  # whatever a forward may raise on a size that it is not for
+                    self.runs.remove(run)
         return answers
 
     def _value(self, run, node):

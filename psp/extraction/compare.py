@@ -1,6 +1,6 @@
-"""Whether the smaller network gives the outputs of the masked one, of whatever form: tensors, lists, dicts, dataclasses."""
+"""Whether the smaller network gives the outputs of the masked one, in whatever form they come."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -39,13 +39,16 @@ def compare(outputs, expected):
 
 
 def _tensors(nest):
+    """All tensors of a nest of lists, tuples, dicts and dataclasses, in order."""
     if isinstance(nest, torch.Tensor):
         return [nest]
     if is_dataclass(nest):
         nest = [getattr(nest, field.name) for field in fields(nest)]
     elif isinstance(nest, Mapping):
         nest = nest.values()
-    return [t for part in nest for t in _tensors(part)] if isinstance(nest, Iterable) and not isinstance(nest, str) else []
+    elif not isinstance(nest, (list, tuple)):
+        return []
+    return [tensor for part in nest for tensor in _tensors(part)]
 
 
 def _largest(tensor):

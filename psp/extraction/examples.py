@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 
 @contextmanager
@@ -20,11 +21,12 @@ def without_numbers(mode=None):
 
 
 def larger(inputs):
-    """Inputs that a network may take, too, the larger first: a batch twice as long, and images twice as large in it.
+    """Inputs that a network may take, too: a batch twice as long, with images twice as large, one pixel larger, or not.
 
     Yields tuples of tensors; which of them the network takes is to be tried.
     """
     yield tuple(_twice_as_large(x) for x in inputs)
+    yield tuple(_one_pixel_larger(_twice_as_large(x)) for x in inputs)
     yield tuple(twice_as_many(x) for x in inputs)
 
 
@@ -36,3 +38,7 @@ def twice_as_many(x):
 def _twice_as_large(x):
     x = twice_as_many(x)
     return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+
+
+def _one_pixel_larger(x):
+    return F.pad(x, (0, 1) * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x

@@ -9,7 +9,7 @@ from psp.method.attach import parametrizations, weight_shape
 
 
 class Layer(NamedTuple):
-    """Weights of one layer: `before`, `unpruned` of these, and `left` after extraction; `why` it was not less, or ""."""
+    """Weights of one layer: `before`, `unpruned`, and `left` after extraction; `why` these are not fewer, or ""."""
 
     name: str
     before: int
@@ -27,14 +27,17 @@ class Explanation(NamedTuple):
     def __str__(self):
         width = max(len(layer.name) for layer in self.layers)
         rows = [f"{'layer':{width}} {'weights':>10} {'unpruned':>10} {'left':>10}"]
-        rows += [f"{n:{width}} {before:10,} {unpruned:10,} {left:10,}  {why}" for n, before, unpruned, left, why in self.layers]
+        for name, before, unpruned, left, why in self.layers:
+            rows.append(f"{name:{width}} {before:10,} {unpruned:10,} {left:10,}  {why}")
         return "\n".join(row.rstrip() for row in (*rows, f"for inputs of {self.sizes}"))
 
 
 def explain(network):
     """`Explanation` of a network that `psp.extract` made. Raises ExtractError for any other."""
     if "explanation" not in getattr(network, "meta", {}):
-        raise ExtractError(f"{type(network).__name__} is no result of psp.extract, which notes what became of each layer")
+        raise ExtractError(
+            f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers"
+        )
     return network.meta["explanation"]
 
 

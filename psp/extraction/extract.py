@@ -140,7 +140,8 @@ def check_plain(model):
 def check_evaluation(model):
     """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
     for name, module in model.named_modules():
-        if module.training and "parametrizations" not in name.split("."):  # their mode changes nothing
+        pruning = hasattr(module, "kept") or "parametrizations" in name.split(".")  # their mode changes nothing
+        if module.training and not pruning:
             raise ExtractError(f"{_named(name, model)} is in training mode; call model.eval() first")
 
 

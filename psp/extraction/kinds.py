@@ -15,13 +15,13 @@ from psp.extraction.ops import (
     Norm,
     Op,
     Pad,
-    Part,
     Pointwise,
     Turn,
     Unary,
     ZeroOnly,
 )
 from psp.extraction.pairs import Product, Sum
+from psp.extraction.parts import is_part, part
 from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.shapes import same_shape
 from psp.method.choose import PRODUCTS
@@ -55,7 +55,6 @@ SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
 SUMS |= {operator.sub: torch.sub, torch.sub: torch.sub, "sub": torch.sub}
 PERMUTATIONS = {torch.permute, torch.movedim, torch.moveaxis, torch.transpose, torch.swapaxes, torch.swapdims}
 PERMUTATIONS |= {function.__name__ for function in PERMUTATIONS}
-CHUNKS = {torch.chunk, torch.split, "chunk", "split"}
 ACTIVATION_FUNCTIONS = {
     getattr(space, name) for space in (torch, F, operator) for name in ACTIVATION_NAMES if hasattr(space, name)
 }
@@ -74,8 +73,8 @@ def classify(network):
             op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
             op = _function_op(node)
-        elif _has_channels(node) and _is_part(node):
-            op = _part(node)
+        elif _has_channels(node) and is_part(node):
+            op = part(node)
         else:
             op = Op(node)
         node.meta["op"] = op
@@ -228,28 +227,6 @@ def _two(node, target):
 def _same_ends(first, second, axis):
     """Whether two shapes agree in the batch and the channels."""
     return len(first) == len(second) and (first[0], first[axis]) == (second[0], second[axis])
-
-
-def _is_part(node):
-    """Whether a node is one of the chunks of a tensor along the axis of its channels."""
-    if node.target is not operator.getitem or not isinstance(node.args[1], int):
-        return False
-    chunks = node.args[0]
-    if chunks.target not in CHUNKS or len(chunks.all_input_nodes) != 1 or not _has_channels(chunks.all_input_nodes[0]):
-        return False
-    read = chunks.all_input_nodes[0]
-    dim = chunks.kwargs.get("dim", chunks.args[2] if len(chunks.args) > 2 else 0)
-    return dim % len(read.meta["shape"]) == read.meta["op"].axis
-
-
-def _part(node):
-    chunks, index = node.args
-    read = chunks.all_input_nodes[0]
-    tried = torch.empty(read.meta["shape"], device="meta")
-    args, kwargs = fx.map_arg((chunks.args, dict(chunks.kwargs)), lambda _: tried)
-    function = chunks.target if callable(chunks.target) else getattr(torch.Tensor, chunks.target)
-    lengths = [part.shape[read.meta["op"].axis] for part in function(*args, **kwargs)]
-    return Part(node, read, sum(lengths[: index % len(lengths)]))
 
 
 def _slices_space(index):

@@ -3,7 +3,8 @@
 A linear layer is a convolution of one tap on maps of one pixel. A constant channel adds the same to every output
 pixel, and so goes into the bias, except where a tap reads the zero padding instead of it. A convolution that has such
 taps keeps one constant channel, the representative: its weights stand for all constant channels of the input,
-w_representative = Σ_c value_c · w_c / value_representative, which is exact at the border too. A transposed convolution, where each tap reaches other pixels, is all border.
+w_representative = Σ_c value_c · w_c / value_representative, which is exact at the border too.
+A transposed convolution, where each tap reaches other pixels, is all border.
 """
 
 from itertools import product

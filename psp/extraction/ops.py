@@ -6,8 +6,6 @@ into the smaller graph, for the channels `wanted`. `Op` itself is the rule for a
 reads all, and all that it puts out is live.
 """
 
-import operator
-
 import torch
 from torch import fx
 from torch.nn import functional as F
@@ -186,36 +184,6 @@ class Concatenate(Op):
             else:
                 masks.append(mask)
         return builder.call(torch.cat, tuple(parts), 1) if len(parts) > 1 else parts[0], torch.cat(masks)
-
-
-class Part(Op):
-    """Some neighbouring channels of a tensor: one of its chunks, or a slice."""
-
-    def __init__(self, node, read, start):
-        super().__init__(node, axis=read.meta["op"].axis)
-        self.read = read
-        self.range = slice(start, start + node.meta["shape"][self.axis])
-
-    def forward(self, known):
-        live, value = known[self.read]
-        return Channels(live[self.range], value[self.range])
-
-    def backward(self, known, wanted):
-        yield self.read, self.within(wanted[self.node], wanted[self.read])
-
-    def within(self, mask, whole):
-        """A mask of the part as one of the whole tensor."""
-        placed = torch.zeros_like(whole)
-        placed[self.range] = mask
-        return placed
-
-    def emit(self, builder, wanted):
-        carried = builder.carried[self.read]
-        if (wanted & ~carried[self.range]).any():
-            return builder.take(self.read, self.within(wanted, carried)), wanted
-        start, length = int(carried[: self.range.start].sum()), int(carried[self.range].sum())
-        index = (*[slice(None)] * self.axis, slice(start, start + length))
-        return builder.call(operator.getitem, builder.new[self.read], index), carried[self.range]
 
 
 class Input(Op):

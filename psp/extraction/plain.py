@@ -28,7 +28,7 @@ def use_layers(network):
             continue
         values = _values(network, behind)
         layer = make(node, *(values.get(n) for n in sources))
-        if layer is not None:
+        if layer is not None and not _fills_zeros(layer, values):
             node.op, node.target, node.args, node.kwargs = "call_module", _free_name(network, node), node.args[:1], {}
             for read in reversed(values):
                 network.graph.erase_node(read)
@@ -101,6 +101,15 @@ def _behind(nodes):
             found.add(node)
             left.extend(node.all_input_nodes)
     return found
+
+
+def _fills_zeros(layer, values):
+    """Whether a layer's weight has more numbers than are not zero in all parameters that it is computed from.
+
+    Standardized, a zero column is none any more: what was pruned is seen in the parameter alone.
+    """
+    read = [value for node, value in values.items() if node.op == "get_attr"]
+    return int(layer.weight.count_nonzero()) > sum(int(value.count_nonzero()) for value in read)
 
 
 def _values(network, behind):

@@ -6,7 +6,6 @@ Stored is what is left of the weight; computed with is the dense one.
 
 from functools import cache
 
-import torch
 from torch import nn
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)

@@ -21,10 +21,10 @@ PLACES = ("auto", "weight")
 
 
 def attach(model, structure, skip, make_scale, place="weight", couple=False):
-    """Put `make_scale(weight, structure, transposed)` on every chosen layer, or on the normalizations behind it; returns `model`.
+    """Put `make_scale(weight, structure, transposed)` on every chosen layer, or on the normalizations behind it.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
-    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched.
+    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched. Returns `model`.
     """
     check_place(place)
     chosen = choose_structures(model, structure, skip)

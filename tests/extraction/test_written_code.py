@@ -126,7 +126,7 @@ def test_an_out_that_is_none_is_no_write():
 
 def test_an_out_that_is_a_tensor_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 6, 1), Call(lambda x: torch.add(x, x, out=x)), nn.Conv2d(6, 2, 1))
-    with pytest.raises(ExtractError, match="'add' .*writes into a tensor"):
+    with pytest.raises(ExtractError, match=r"'add' .*writes into a tensor"):
         psp.extract(prune_channels(net.double(), **{"0": [1, 2]}), images())
 
 
