@@ -3,6 +3,8 @@
 __version__ = "0.2.0"
 
 from psp.extraction.cost import cost
+from psp.extraction.explain import explain
+from psp.extraction.export import export
 from psp.extraction.extract import extract
 from psp.frozen.freeze import freeze
 from psp.method.fold import fold
@@ -14,6 +16,8 @@ from psp.training.train import train
 __all__ = [
     "cost",
     "create_model",
+    "explain",
+    "export",
     "extract",
     "fold",
     "freeze",

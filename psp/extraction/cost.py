@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from psp.method.attach import originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
+from psp.method.structures import is_transposed
 
 
 class Cost(NamedTuple):
@@ -35,13 +36,13 @@ def cost(model, example_input):
         name: round(pruned[name].weights * weight_shape(layer).numel())
         for name, (layer, _) in parametrizations(model).items()
     }
-    alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
-    params = sum(p.numel() for p in model.parameters()) - alphas - zeroed_parameters(model)
+    params = left_parameters(model)
     saved = []
 
     def save(name):
         def hook(layer, inputs, output):
-            positions = output.numel() // weight_shape(layer)[0]
+            # A weight takes part once for every pixel of its first axis's channels.
+            positions = (inputs[0] if is_transposed(layer) else output).numel() // weight_shape(layer)[0]
             saved.append(zeroed[name] * positions)
 
         return hook
@@ -51,6 +52,12 @@ def cost(model, example_input):
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
+
+
+def left_parameters(model):
+    """How many parameters are left without those that are zeroed and without α."""
+    alphas = sum(alpha.numel() for alpha in structure_parameters(model).values())
+    return sum(p.numel() for p in model.parameters()) - alphas - zeroed_parameters(model)
 
 
 def zeroed_parameters(model):

@@ -19,11 +19,18 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
-from psp.extraction.graph import fold_batchnorm_, make_pure, trace
+from psp.extraction.compare import beside, check_finite, compare
+from psp.extraction.cost import left_parameters
+from psp.extraction.examples import twice_as_many
+from psp.extraction.explain import explanation
+from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.kinds import classify
+from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
-from psp.extraction.shapes import find_flattens, find_shapes
+from psp.extraction.shapes import find_flattens, find_shapes, fix_size
+from psp.extraction.storage import store_nonzero
+from psp.extraction.trace import trace
 from psp.method.attach import parametrizations
 from psp.method.fold import fold
 
@@ -34,8 +41,6 @@ WRAPPERS = {
     "AveragedModel": "module",
     "OptimizedModule": "_orig_mod",  # of torch.compile
 }
-# In float64, relative to the largest output: rounding alone, after a hundred layers.
-TOLERANCE = 1e-9
 
 
 @torch.no_grad()
@@ -61,20 +66,28 @@ def extract(model, example_input):
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
-    network = trace(masked, len(inputs))
+    network = trace(masked, inputs)
     find_shapes(network, inputs)
-    shown = inputs, beside(inputs)
+    shown = [inputs, beside(inputs)]
+    if network.meta["fixed"]:  # only then: it costs time, and elsewhere the size changes nothing
+        shown.append(tuple(twice_as_many(x) for x in inputs))
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
+    use_layers(network)
     fold_batchnorm_(network)
     find_flattens(network)
     classify(network)
     known = follow(network.graph)
     wanted = ask(network.graph, known)
     smaller = polish(Builder(network, known, wanted).build())
+    if left_parameters(smaller) > left_parameters(model):
+        store_nonzero(smaller)
+    if network.meta["fixed"]:
+        fix_size(smaller, inputs)
     for values, outputs in zip(shown, expected, strict=True):
         compare(smaller(*values), outputs)
+    smaller.meta["explanation"] = explanation(model, network, smaller)
     like = next(model.parameters())
     return smaller.to(like.device, like.dtype).eval()
 
@@ -127,7 +140,8 @@ def check_plain(model):
 def check_evaluation(model):
     """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
     for name, module in model.named_modules():
-        if module.training and "parametrizations" not in name.split("."):  # their mode changes nothing
+        pruning = hasattr(module, "kept") or "parametrizations" in name.split(".")  # their mode changes nothing
+        if module.training and not pruning:
             raise ExtractError(f"{_named(name, model)} is in training mode; call model.eval() first")
 
 
@@ -143,39 +157,3 @@ def as_inputs(example_input):
             f"example_input must be a tensor N×channels×height×width or a tuple of tensors, got {example_input!r:.60}"
         )
     return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)
-
-
-def beside(inputs):
-    """The inputs with normal noise added to what is not whole numbers: an example of zeros would hide much."""
-    noise = torch.Generator().manual_seed(0)
-    return tuple(
-        x + torch.randn(x.shape, generator=noise, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
-    )
-
-
-def check_finite(outputs):
-    """Raise ExtractError if any tensor of the outputs has a value that is not finite."""
-    if not all(tensor.isfinite().all() for tensor in _tensors(outputs)):
-        raise ExtractError(
-            "the network's outputs for example_input are not finite; look at its weights and the example"
-        )
-
-
-def compare(outputs, expected):
-    """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
-    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
-        bound = {"rtol": 0, "atol": TOLERANCE * _largest(theirs), "equal_nan": True}
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, **bound):
-            raise ExtractError(
-                "the smaller network does not give the outputs of the masked one: its forward is no function of the "
-                "input alone (random numbers, a state, a write into a view of a tensor)"
-            )
-
-
-def _tensors(nest):
-    return [t for t in torch.utils._pytree.tree_leaves(nest) if isinstance(t, torch.Tensor)]
-
-
-def _largest(tensor):
-    finite = tensor[tensor.isfinite()]
-    return float(finite.abs().max()) if finite.any() else 1.0

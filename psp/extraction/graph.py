@@ -1,8 +1,8 @@
-"""A network as a torch.fx graph of pure operations, the form that `psp.extract` reasons about.
+"""A traced network as a graph of pure operations, the form that `psp.extract` reasons about.
 
-Tracing writes down what `forward` does as a list of nodes: inputs, calls of submodules, functions and tensor methods,
-the output. Two things are then made plain: operations that write into their argument become ones that return a new
-tensor, and batch normalization goes into the convolution before it.
+The graph is a list of nodes: inputs, calls of submodules, functions and tensor methods, the output. Two things are made
+plain: operations that write into their argument become ones that return a new tensor, and batch normalization goes into
+the convolution before it.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import operator
 from collections import Counter
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -18,6 +18,7 @@ from psp.errors import ExtractError
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 PURE = {
     operator.iadd: operator.add,
@@ -27,81 +28,6 @@ PURE = {
     torch.relu_: torch.relu,
     F.relu_: F.relu,
 }
-
-
-class Tracer(fx.Tracer):
-    """Traces into every module but torch's own and those in `opaque`; remembers the innermost one that failed."""
-
-    def __init__(self, opaque):
-        super().__init__()
-        self.opaque = opaque
-        self.failed = None
-
-    def is_leaf_module(self, module, name):
-        return name in self.opaque or super().is_leaf_module(module, name)
-
-    def call_module(self, module, forward, args, kwargs):
-        try:
-            return super().call_module(module, forward, args, kwargs)
-        except Exception:
-            self.failed = self.failed or self.path_of_module(module)
-            raise
-
-
-def trace(model, given=None):
-    """`model` as an fx.GraphModule that shares its submodules.
-
-    A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. Where only
-    the first `given` arguments of `forward` are, the others are held at their defaults.
-    Raises ExtractError if the code of `model` itself cannot be followed.
-    """
-    opaque, held = set(), {} if given is None else _defaults(model, given)
-    while True:
-        tracer = Tracer(opaque)
-        try:
-            graph = _without(tracer.trace(model, dict(held.values()) or None), held)
-            return fx.GraphModule(model, _by_position(graph))
-        except Exception as error:
-            if tracer.failed is None or tracer.failed in opaque:
-                raise ExtractError(
-                    f"torch.fx cannot follow the forward of {type(model).__name__}: {error}. "
-                    "Move the code that depends on the data into a submodule of its own"
-                ) from error
-            opaque.add(tracer.failed)
-
-
-def _defaults(model, given):
-    """{place of an argument of `forward`: (name, default)} of those that are not given and have a plain default.
-
-    Places are torch.fx's, to which *args and **kwargs come last.
-    """
-    plain = (bool, int, float, str, type(None))
-    arguments = inspect.signature(model.forward).parameters.values()
-    named = enumerate(a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD))
-    free = ((i, a) for i, a in named if i >= given or a.kind is a.KEYWORD_ONLY)
-    return {i: (a.name, a.default) for i, a in free if isinstance(a.default, plain)}
-
-
-def _without(graph, held):
-    """`graph` without the arguments at the places `held` and torch.fx's checks of what these are held at."""
-    arguments = [node for node in graph.nodes if node.op == "placeholder"]
-    for place in held:
-        _erase(graph, arguments[place])
-    return graph
-
-
-def _erase(graph, node):
-    for user in list(node.users):
-        _erase(graph, user)
-    graph.erase_node(node)
-
-
-def _by_position(graph):
-    """`graph` with layer(input=x) written as layer(x), the one form that the rules know."""
-    for node in graph.nodes:
-        if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
-            node.args, node.kwargs = (node.kwargs["input"],), {}
-    return graph
 
 
 def make_pure(network):
@@ -129,16 +55,23 @@ def _writes(node, writers):
     if node.op == "call_method":
         return node.target.endswith("_") and not node.target.endswith("__")
     if node.op == "call_function":
-        return node.target in PURE or node.target is operator.setitem or "out" in node.kwargs or _inplace(node)
+        return node.target in PURE or node.target is operator.setitem or _given(node, "out") or _inplace(node)
     return False
 
 
 def _inplace(node):
-    """Whether a function was called with inplace=True, by name or position."""
+    """Whether a function was called with inplace=True."""
+    return _given(node, "inplace") is True
+
+
+def _given(node, name):
+    """What a function was called with for its argument `name`, by name or position; None if with nothing."""
+    if name in node.kwargs:
+        return node.kwargs[name]
     try:
-        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get("inplace") is True
+        return inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments.get(name)
     except (TypeError, ValueError):  # a builtin without a signature has no such argument
-        return False
+        return None
 
 
 def _use_pure(node):
@@ -184,13 +117,19 @@ def fold_batchnorm_(network):
         if before.op != "call_module" or len(before.users) > 1 or count[before.target] + count[node.target] > 2:
             continue
         layer, norm = modules[before.target], modules[node.target]
-        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, nn.Linear):
+        if norm.running_mean is None or type(layer) not in (*CONVOLUTION, *TRANSPOSED, nn.Linear):
+            continue
+        transposed = type(layer) in TRANSPOSED
+        if transposed and layer.groups > 1:  # torch folds only those of one group
             continue
         # After N×tokens×features a BatchNorm1d is one of tokens.
         if isinstance(layer, nn.Linear) and len(node.meta.get("shape", ())) != 2:
             continue
-        fuse = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
-        modules[before.target] = fuse(layer, norm)  # into which a second one may be folded
+        # Into what comes of it a second one may be folded.
+        if isinstance(layer, nn.Linear):
+            modules[before.target] = fuse_linear_bn_eval(layer, norm)
+        else:
+            modules[before.target] = fuse_conv_bn_eval(layer, norm, transposed)
         network.set_submodule(before.target, modules[before.target])
         node.replace_all_uses_with(before)
         network.graph.erase_node(node)

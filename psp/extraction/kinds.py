@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, calls
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED, calls
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
     Concatenate,
@@ -21,6 +21,8 @@ from psp.extraction.ops import (
     ZeroOnly,
 )
 from psp.extraction.pairs import Product, Sum
+from psp.extraction.parts import is_part, part
+from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.shapes import same_shape
 from psp.method.choose import PRODUCTS
 
@@ -64,13 +66,24 @@ def classify(network):
     for node in network.graph.nodes:
         if node.op == "placeholder":
             op = Input(node)
+        elif node.op == "call_module" and _is_recurrent(node, modules[node.target], count[node.target]):
+            _turn(node, len(node.args[0].meta["shape"]) - 1)
+            op = Recurrent(node, modules[node.target])
         elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
             op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
             op = _function_op(node)
+        elif _has_channels(node) and is_part(node):
+            op = part(node)
         else:
             op = Op(node)
         node.meta["op"] = op
+
+
+def _is_recurrent(node, module, times):
+    """Whether a node is an unprojected recurrent layer with biases, called once, that reads batches of sequences."""
+    known = type(module) in RECURRENT and times == 1 and module.bias and not getattr(module, "proj_size", 0)
+    return known and node.args and _has_channels(node.args[0]) and len(node.args[0].meta["shape"]) == 3
 
 
 def _has_channels(node):
@@ -84,9 +97,10 @@ def _reads_channels(node):
 def _module_op(node, module, times):
     axes = len(node.all_input_nodes[0].meta["shape"])
     kind = type(module)  # a subclass may do something else
-    if kind in (*CONVOLUTION, nn.Linear):
-        # A layer that is called several times has one weight for several sets of channels: it stays whole.
-        if times > 1 or (kind in CONVOLUTION and axes != module.weight.ndim):
+    if kind in (*CONVOLUTION, *TRANSPOSED, nn.Linear):
+        # A layer that is called several times has one weight for several sets of channels: it stays whole; so does one
+        # that is told the size of its output.
+        if times > 1 or (kind is not nn.Linear and axes != module.weight.ndim) or len(node.args) > 1 or node.kwargs:
             return Op(node)
         _turn(node, channel_axis(node, module))
         return Weighted(node, module)

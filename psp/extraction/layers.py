@@ -4,6 +4,7 @@ A linear layer is a convolution of one tap on maps of one pixel. A constant chan
 pixel, and so goes into the bias, except where a tap reads the zero padding instead of it. A convolution that has such
 taps keeps one constant channel, the representative: its weights stand for all constant channels of the input,
 w_representative = Σ_c value_c · w_c / value_representative, which is exact at the border too.
+A transposed convolution, where each tap reaches other pixels, is all border.
 """
 
 from itertools import product
@@ -14,7 +15,8 @@ from torch import nn
 from psp.extraction.channels import Channels
 from psp.extraction.graph import CONVOLUTION
 from psp.extraction.ops import Op
-from psp.kernels.columns import ColumnSparseConv2d
+from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
+from psp.method.structures import is_transposed
 
 # A convolution may as well put out constant channels, by its bias, if that costs less than putting them in later.
 # As measured on AVX-512 with oneDNN, output channels cost by full vectors of 16, and a selection costs per value as
@@ -24,6 +26,7 @@ SELECTION = 40
 # From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel: in
 # float32 on a CPU psp.kernels overtake oneDNN there (benchmarks/column_conv.py).
 COLUMN_SPARSE = 0.2
+COLUMNS = dict(zip(CONVOLUTION, (ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d), strict=True))
 ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
@@ -35,11 +38,11 @@ class Weighted(Op):
     def __init__(self, node, module):
         super().__init__(node, module, axis=channel_axis(node, module))
         self.groups = getattr(module, "groups", 1)
-        k, c, *kernel = module.weight.shape
-        self.weight = module.weight.detach().view(self.groups, k // self.groups, c, -1)
+        self.weight = by_groups(module, self.groups)
         self.nonzero = self.weight != 0
-        self.bias = torch.zeros(k, dtype=torch.float64) if module.bias is None else module.bias.detach()
-        self.inside = inside(module) if kernel else torch.ones(1, dtype=torch.bool)
+        outputs = self.weight.shape[:2].numel()
+        self.bias = torch.zeros(outputs, dtype=torch.float64) if module.bias is None else module.bias.detach()
+        self.inside = inside(module)
 
     def forward(self, known):
         live, value = known[self.node.args[0]]
@@ -109,8 +112,22 @@ def channel_axis(node, module):
     return len(node.meta["shape"]) - 1 if isinstance(module, nn.Linear) else 1
 
 
+def by_groups(module, groups):
+    """The weight of a layer as groups × K/groups × C/groups × taps."""
+    weight = module.weight.detach()
+    grouped = weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+    return grouped.transpose(1, 2) if is_transposed(module) else grouped
+
+
 def inside(module):
-    """Mask of the taps, flattened, that never read padding, whatever the size of the image."""
+    """Mask of the taps, flattened, that never read padding, whatever the size of the image.
+
+    In a transposed convolution not even all inner pixels are reached by the same taps: there it is empty.
+    """
+    if isinstance(module, nn.Linear):
+        return torch.ones(1, dtype=torch.bool)
+    if is_transposed(module):
+        return torch.zeros(module.weight.shape[2:].numel(), dtype=torch.bool)
     axes = []
     for length, dilation, (before, after) in zip(module.kernel_size, module.dilation, pads(module), strict=True):
         tap = torch.arange(length) * dilation
@@ -128,7 +145,7 @@ def pads(module):
 
 def column_sparse(module, weight):
     """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
-    padding = pads(module) if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" else []
+    padding = pads(module) if type(module) in CONVOLUTION and module.padding_mode == "zeros" else []
     if not padding or any(before != after for before, after in padding):
         return False
     weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
@@ -142,9 +159,11 @@ def smallest(module, weight, bias, groups):
     if isinstance(module, nn.Linear):
         return with_weight(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight.squeeze(-1), bias)
     weight = weight.unflatten(-1, module.kernel_size)
+    if is_transposed(module):
+        return transposed(module, weight, bias, groups)
     if groups == 1 and column_sparse(module, weight.flatten(2)):
         before = tuple(p for p, _ in pads(module))
-        return ColumnSparseConv2d(weight, bias, module.stride, before, module.dilation)
+        return COLUMNS[type(module)](weight, bias, module.stride, before, module.dilation)
     padding = pads(module)
     if module.padding_mode == "zeros":
         weight, padding = cropped(weight, padding, module.dilation)
@@ -165,6 +184,14 @@ def smallest(module, weight, bias, groups):
         return layer
     flat = tuple(p for pair in reversed(padding) for p in pair)
     return nn.Sequential(ZERO_PAD[CONVOLUTION.index(type(module))](flat), layer)
+
+
+def transposed(module, weight, bias, groups):
+    """The transposed convolution of the settings of `module` with `weight` (K'×C'×kernel…) and `bias` (K')."""
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    settings = module.stride, module.padding, module.output_padding, groups, bias is not None, module.dilation
+    layer = type(module)(len(weight), weight.shape[1] * groups, module.kernel_size, *settings)
+    return with_weight(layer, weight, bias)
 
 
 def with_weight(layer, weight, bias):

@@ -4,12 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED
+from psp.extraction.layers import COLUMNS
 from psp.extraction.rewrite import SelectChannels
 from psp.kernels.columns import ColumnSparseConv2d
 
 NEW_TENSOR_FUNCTIONS = (torch.cat, F.pad, torch.add, torch.sub, torch.mul)
-NEW_TENSOR_MODULES = (*CONVOLUTION, *BATCHNORM, nn.Linear, ColumnSparseConv2d, SelectChannels)
+NEW_TENSOR_MODULES = (*CONVOLUTION, *TRANSPOSED, *BATCHNORM, nn.Linear, *COLUMNS.values(), SelectChannels)
 
 
 def polish(network):
@@ -20,7 +21,7 @@ def polish(network):
         if _is_relu(node, module):
             before = node.all_input_nodes[0]
             alone = _only_reader(node, modules)
-            if alone and before.op == "call_module" and type(modules[before.target]) is ColumnSparseConv2d:
+            if alone and before.op == "call_module" and isinstance(modules[before.target], ColumnSparseConv2d):
                 modules[before.target].relu = True
                 node.replace_all_uses_with(before)
                 network.graph.erase_node(node)

@@ -4,9 +4,9 @@ from contextlib import suppress
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from psp.errors import ExtractError
+from psp.extraction.examples import larger, without_numbers
 from psp.extraction.graph import CONVOLUTION, describe
 
 FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
@@ -21,9 +21,9 @@ def find_shapes(network, inputs):
     of images twice as large: what has the same length in both does not come from there.
     """
     Shapes(network, "shape").run(*(x.clone() for x in inputs))
-    for enlarge in (_twice_as_large, _twice_as_many):
-        with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True) as fake:  # whatever a forward may raise
-            Shapes(network, "larger").run(*(fake.from_tensor(enlarge(x)) for x in inputs))
+    for example in larger(inputs):
+        with suppress(Exception), without_numbers() as fake:  # whatever a forward may raise
+            Shapes(network, "larger").run(*(fake.from_tensor(x) for x in example))
             return
     for node in network.graph.nodes:
         node.meta["larger"] = node.meta["shape"]
@@ -34,13 +34,28 @@ def same_shape(*nodes):
     return all(n.meta["shape"] == nodes[0].meta["shape"] and n.meta["larger"] == nodes[0].meta["larger"] for n in nodes)
 
 
-def _twice_as_many(x):
-    return torch.cat([x, x]) if x.ndim else x
+def fix_size(network, inputs):
+    """Have `network` refuse other sizes than those of `inputs`, whose code decided by them; batches of any length go.
+
+    The sizes are written into meta["sizes"], a list of shapes without the batch.
+    """
+    network.meta["sizes"] = [tuple(x.shape[1:]) for x in inputs]
+    places = [node for node in network.graph.nodes if node.op == "placeholder"]
+    for node, size in zip(places, network.meta["sizes"], strict=False):  # *args and **kwargs come last
+        with network.graph.inserting_after(node):
+            checked = network.graph.call_function(check_size, (node, size))
+        node.replace_all_uses_with(checked, lambda user, checked=checked: user is not checked)
+    network.recompile()
 
 
-def _twice_as_large(x):
-    x = _twice_as_many(x)
-    return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+def check_size(x, size):
+    """`x`, if it is a batch of `size`; else raises ExtractError."""
+    if tuple(x.shape[1:]) != size:
+        raise ExtractError(
+            f"the network's code does other things for other sizes, and was extracted for inputs of {size}, got "
+            f"{tuple(x.shape[1:])}; extract it again with such an example"
+        )
+    return x
 
 
 class Shapes(fx.Interpreter):

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from psp.errors import ConfigError, ExtractError, KernelError
 from psp.extraction.extract import check_evaluation, check_plain
-from psp.extraction.graph import make_pure, trace
+from psp.extraction.graph import make_pure
 from psp.extraction.shapes import Shapes
+from psp.extraction.trace import trace
 from psp.frozen import structs
 from psp.frozen.memory import allocate
 from psp.frozen.planner import Planner

@@ -4,7 +4,11 @@ Lowered, a convolution is the product of the K×(C·R·S) weight matrix and the 
 input channel and one tap (r, s) of the kernel. With J columns kept, the weight is K×J and only J rows take part.
 """
 
+import math
+
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from psp.kernels import column_conv2d
 
@@ -15,7 +19,7 @@ class ColumnSparseConv2d(nn.Module):
     Args:
         weight: K×C×R×S, dense.
         bias: K numbers or None.
-        stride, padding, dilation: as of nn.Conv2d, pairs.
+        stride, padding, dilation: as of nn.Conv2d, one integer for each axis of the kernel.
     """
 
     def __init__(self, weight, bias, stride, padding, dilation):
@@ -38,12 +42,56 @@ class ColumnSparseConv2d(nn.Module):
         )
 
     def extra_repr(self):
-        columns = self.in_channels * self.kernel_size[0] * self.kernel_size[1]
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, columns={len(self.taps)} of "
-            f"{columns}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"bias={self.bias is not None}, relu={self.relu}"
+            f"{self.in_channels * math.prod(self.kernel_size)}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, bias={self.bias is not None}, relu={self.relu}"
         )
+
+
+class ColumnSparseConv1d(ColumnSparseConv2d):
+    """Conv1d of kept columns, weight K×C×S: a convolution of images of one row."""
+
+    def forward(self, x):
+        settings = {
+            "kernel_size": (1, *self.kernel_size),
+            "stride": (1, *self.stride),
+            "padding": (0, *self.padding),
+            "dilation": (1, *self.dilation),
+        }
+        rows = x.unsqueeze(2)
+        return column_conv2d(
+            rows, self.weight, self.channels, self.taps, self.bias, **settings, relu=self.relu
+        ).squeeze(2)
+
+
+class ColumnSparseConv3d(ColumnSparseConv2d):
+    """Conv3d of kept columns, weight K×C×T×R×S: a convolution of images with T channels for each of a clip's."""
+
+    def __init__(self, weight, bias, stride, padding, dilation):
+        super().__init__(weight, bias, stride, padding, dilation)
+        depth, *plane = self.kernel_size
+        self.channels = self.channels * depth + self.taps // math.prod(plane)
+        self.taps = self.taps % math.prod(plane)
+
+    def forward(self, x):
+        settings = {
+            "kernel_size": self.kernel_size[1:],
+            "stride": self.stride[1:],
+            "padding": self.padding[1:],
+            "dilation": self.dilation[1:],
+        }
+        images = self.images(x)
+        out = column_conv2d(images, self.weight, self.channels, self.taps, self.bias, **settings, relu=self.relu)
+        return out.unflatten(0, (x.shape[0], -1)).movedim(1, 2)
+
+    def images(self, x):
+        """N×C×D×H×W to (N·D')×(C·T)×H×W: for each output frame the T frames that the kernel meets there."""
+        (depth, *_), (stride, *_), (dilation, *_) = self.kernel_size, self.stride, self.dilation
+        x = F.pad(x, (0, 0, 0, 0, self.padding[0], self.padding[0]))
+        last = x.shape[2] - dilation * (depth - 1)
+        met = torch.stack([x[:, :, t * dilation : t * dilation + last : stride] for t in range(depth)], 2)
+        return met.movedim(3, 1).flatten(2, 3).flatten(0, 1)
 
 
 def nonzero_columns(weight):

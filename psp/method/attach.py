@@ -14,17 +14,17 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.place import normalizations
-from psp.method.structures import is_one_structure
+from psp.method.structures import is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
 
 
 def attach(model, structure, skip, make_scale, place="weight", couple=False):
-    """Put `make_scale(weight, structure)` on every chosen layer, or on the normalizations behind it; returns `model`.
+    """Put `make_scale(weight, structure, transposed)` on every chosen layer, or on the normalizations behind it.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
-    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched.
+    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched. Returns `model`.
     """
     check_place(place)
     chosen = choose_structures(model, structure, skip)
@@ -49,9 +49,17 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
 
 
 def spans(layers, chosen):
-    """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution."""
-    whole = {name for name, own in chosen.items() if is_one_structure(weight_shape(layers[name]), own)}
-    return {name: "layer" if name in whole else own for name, own in chosen.items()}
+    """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution.
+
+    Without layers of which one α is that of several output channels, the same one in each group.
+    """
+    found = {}
+    for name, layer in layers.items():
+        transposed = is_transposed(layer)
+        whole = is_one_structure(weight_shape(layer), chosen[name], transposed)
+        if whole or not transposed or layer.groups == 1:
+            found[name] = "layer" if whole else chosen[name]
+    return found
 
 
 def check_place(place):
@@ -73,7 +81,7 @@ def check_plain(name, layer):
 
 def _made(name, layer, structure, make_scale):
     try:
-        return make_scale(layer.weight, structure)
+        return make_scale(layer.weight, structure, is_transposed(layer))
     except ConfigError as error:
         raise ConfigError(f"layer {name!r}: {error}") from error
 

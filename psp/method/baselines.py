@@ -20,9 +20,9 @@ from psp.method.threshold import GRADIENTS, ThresholdedScale
 class FixedSparsity(ThresholdedScale):
     """w ↦ w · ν(α) where ν zeroes the `pruned` structures of smallest |α| instead of those below ε."""
 
-    def __init__(self, weight, structure, sparsity, init, gradient):
-        check_share(structure, weight.shape)
-        super().__init__(weight, structure, None, init, gradient)
+    def __init__(self, weight, structure, sparsity, init, gradient, transposed=False):
+        check_share(structure, weight.shape, transposed)
+        super().__init__(weight, structure, None, init, gradient, transposed)
         self.sparsity = sparsity
 
     def kept(self):
@@ -35,11 +35,11 @@ class FixedSparsity(ThresholdedScale):
 class NormMask(nn.Module):
     """w ↦ w · m with a binary mask m per structure; everything is kept until `prune` is called."""
 
-    def __init__(self, weight, structure):
+    def __init__(self, weight, structure, transposed=False):
         super().__init__()
-        check_share(structure, weight.shape)
+        check_share(structure, weight.shape, transposed)
         self.structure = structure
-        shape = alpha_shape(weight.shape, structure)
+        shape = alpha_shape(weight.shape, structure, transposed)
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
 
     def kept(self):
@@ -64,8 +64,8 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
     check_sparsity(sparsity)
     check_gradient(gradient)
 
-    def scale(weight, own):
-        return FixedSparsity(weight, own, sparsity, init, gradient)
+    def scale(weight, own, transposed):
+        return FixedSparsity(weight, own, sparsity, init, gradient, transposed)
 
     return attach(model, structure, skip, scale, place)
 
@@ -98,11 +98,11 @@ def check_sparsity(sparsity):
         raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
 
 
-def check_share(structure, weight_shape=()):
+def check_share(structure, weight_shape=(), transposed=False):
     """Raise ConfigError where a layer is one structure: no share of it can be prescribed."""
     if structure == "layer":
         raise ConfigError("structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize")
-    if weight_shape and is_one_structure(weight_shape, structure):
+    if weight_shape and is_one_structure(weight_shape, structure, transposed):
         raise ConfigError(
             f"structure {structure!r} of a weight {'×'.join(map(str, weight_shape))} is the whole layer, which has no "
             "sparsity to prescribe; skip this layer or give it another structure"

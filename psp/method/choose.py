@@ -14,7 +14,8 @@ from torch import fx, nn
 from psp.errors import ConfigError
 from psp.method.structures import check_structure
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (*CONVOLUTIONS, nn.Linear)
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
 PRODUCTS = (operator.mul, torch.mul, "mul")

@@ -50,7 +50,7 @@ def parameterize(
     """Give the convolution and linear layers of `model` structure parameters, in place; returns `model`.
 
     Args:
-        model: any nn.Module that holds Conv1d/2d/3d or Linear layers.
+        model: any nn.Module that holds Conv1d/2d/3d, ConvTranspose1d/2d/3d or Linear layers.
         structure: granularity, a key of `psp.method.structures.ALPHA_SHAPE`; or, for different layers, a mapping of
             names or patterns to a granularity or None (left as it is), of which the last one that matches counts:
             {"*": "channel", "layer1.*": "column", "fc": None}.
@@ -72,8 +72,8 @@ def parameterize(
     check_threshold(threshold, init)
     check_gradient(gradient)
 
-    def scale(weight, own):
-        return ThresholdedScale(weight, own, threshold, init, gradient)
+    def scale(weight, own, transposed):
+        return ThresholdedScale(weight, own, threshold, init, gradient, transposed)
 
     return attach(model, structure, skip, scale, place, couple)
 

@@ -56,12 +56,17 @@ def normalizations(model, structures):
         whole, layer = structures[name] == "layer", model.get_submodule(name)
         if isinstance(layer, nn.Linear) and not whole:
             continue
-        walk = _Walk(model, whole, len(layer.weight))
+        walk = _Walk(model, whole, output_channels(layer))
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
         targets = [walk.targets(node) for node in nodes]
         if targets and all(targets):
             found[name] = list(dict.fromkeys(target for one in targets for target in one))
     return found
+
+
+def output_channels(layer):
+    """How many channels a convolution or features a linear layer puts out."""
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
 
 class _Walk:

@@ -10,6 +10,11 @@ layers unless that is meant.
 In a grouped convolution C counts the input channels of one group, and a column or a kernel position is the
 same one in all groups: in a depthwise convolution the two are the same thing.
 
+A transposed convolution's weight is C×K×R×S, and a structure is there what it is in a convolution, by what it is for:
+a *channel* is all weights of one output channel, an *input_channel* all of one input channel, a *column* those of one
+input channel at one kernel position, which for each input pixel add to one output pixel of all channels. In a grouped
+one K counts the output channels of one group, and a channel is the same one in all groups.
+
 α has one entry per structure and keeps an axis of length 1 wherever the structure spans the axis, so
 that w · α is a plain broadcast. A new granularity is one line in `ALPHA_SHAPE`.
 """
@@ -32,19 +37,27 @@ ALPHA_SHAPE = {
 }
 
 
-def alpha_shape(weight_shape, structure):
-    """Shape of α for a weight of shape K×C×kernel…: α broadcasts against the weight.
+def alpha_shape(weight_shape, structure, transposed=False):
+    """Shape of α for a weight of shape K×C×kernel…, or C×K×kernel… if `transposed`: α broadcasts against the weight.
 
     Raises ConfigError for a structure that is not in `ALPHA_SHAPE`.
     """
     check_structure(structure)
-    k, c, *taps = weight_shape
-    return ALPHA_SHAPE[structure](k, c, taps)
+    first, second, *taps = weight_shape
+    if not transposed:
+        return ALPHA_SHAPE[structure](first, second, taps)
+    k, c, *taps = ALPHA_SHAPE[structure](second, first, taps)
+    return (c, k, *taps)
 
 
-def is_one_structure(weight_shape, structure):
+def is_one_structure(weight_shape, structure, transposed=False):
     """Whether a weight of that shape is a single structure: pruned, nothing of its layer is left."""
-    return math.prod(alpha_shape(weight_shape, structure)) == 1
+    return math.prod(alpha_shape(weight_shape, structure, transposed)) == 1
+
+
+def is_transposed(layer):
+    """Whether a layer's weight is C×K×kernel…, input channels first, as that of a transposed convolution."""
+    return getattr(layer, "transposed", False)
 
 
 def check_structure(structure):

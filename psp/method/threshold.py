@@ -25,9 +25,9 @@ class ThresholdedScale(nn.Module):
     entries of γ or β that belong to the layer's channels.
     """
 
-    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0]):
+    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0], transposed=False):
         super().__init__()
-        shape = alpha_shape(weight.shape, structure)
+        shape = alpha_shape(weight.shape, structure, transposed)
         self.structure = structure
         self.threshold = threshold
         self.gradient = gradient

@@ -1,0 +1,56 @@
+"""Whether the smaller network gives the outputs of the masked one, in whatever form they come."""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+
+import torch
+
+from psp.errors import ExtractError
+
+# In float64, relative to the largest output: rounding alone, after a hundred layers.
+TOLERANCE = 1e-9
+
+
+def beside(inputs):
+    """The inputs with normal noise added to what is not whole numbers: an example of zeros would hide much."""
+    noise = torch.Generator().manual_seed(0)
+    return tuple(
+        x + torch.randn(x.shape, generator=noise, dtype=x.dtype) if x.is_floating_point() else x for x in inputs
+    )
+
+
+def check_finite(outputs):
+    """Raise ExtractError if any tensor of the outputs has a value that is not finite."""
+    if not all(tensor.isfinite().all() for tensor in _tensors(outputs)):
+        raise ExtractError(
+            "the network's outputs for example_input are not finite; look at its weights and the example"
+        )
+
+
+def compare(outputs, expected):
+    """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
+    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
+        bound = {"rtol": 0, "atol": TOLERANCE * _largest(theirs), "equal_nan": True}
+        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, **bound):
+            raise ExtractError(
+                "the smaller network does not give the outputs of the masked one: its forward is no function of the "
+                "input alone (random numbers, a state, a write into a view of a tensor)"
+            )
+
+
+def _tensors(nest):
+    """All tensors of a nest of lists, tuples, dicts and dataclasses, in order."""
+    if isinstance(nest, torch.Tensor):
+        return [nest]
+    if is_dataclass(nest):
+        nest = [getattr(nest, field.name) for field in fields(nest)]
+    elif isinstance(nest, Mapping):
+        nest = nest.values()
+    elif not isinstance(nest, (list, tuple)):
+        return []
+    return [tensor for part in nest for tensor in _tensors(part)]
+
+
+def _largest(tensor):
+    finite = tensor[tensor.isfinite()]
+    return float(finite.abs().max()) if finite.any() else 1.0

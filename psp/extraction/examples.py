@@ -1,0 +1,44 @@
+"""The example and larger ones like it, run without numbers: what depends on the size shows by being another there."""
+
+import logging
+from contextlib import contextmanager
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+
+@contextmanager
+def without_numbers(mode=None):
+    """torch's fake tensors, which have a shape and no values; yields their mode. What torch logs of them stays away."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        with mode or FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            yield mode
+    finally:
+        log.disabled = before
+
+
+def larger(inputs):
+    """Inputs that a network may take, too: a batch twice as long, with images twice as large, one pixel larger, or not.
+
+    Yields tuples of tensors; which of them the network takes is to be tried.
+    """
+    yield tuple(_twice_as_large(x) for x in inputs)
+    yield tuple(_one_pixel_larger(_twice_as_large(x)) for x in inputs)
+    yield tuple(twice_as_many(x) for x in inputs)
+
+
+def twice_as_many(x):
+    """A batch of the same twice; numbers stay as they are."""
+    return torch.cat([x, x]) if x.ndim else x
+
+
+def _twice_as_large(x):
+    x = twice_as_many(x)
+    return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+
+
+def _one_pixel_larger(x):
+    return F.pad(x, (0, 1) * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x

@@ -1,0 +1,81 @@
+"""What became of each parameterized layer of an extracted network, and why where nothing was gained."""
+
+from typing import NamedTuple
+
+from psp.errors import ExtractError
+from psp.extraction.ops import Op
+from psp.kernels.spread import SpreadWeight
+from psp.method.attach import parametrizations, weight_shape
+
+
+class Layer(NamedTuple):
+    """Weights of one layer: `before`, `unpruned`, and `left` after extraction; `why` these are not fewer, or ""."""
+
+    name: str
+    before: int
+    unpruned: int
+    left: int
+    why: str
+
+
+class Explanation(NamedTuple):
+    """The layers of an extracted network, and the sizes of inputs that it is good for; printed, a table."""
+
+    layers: tuple
+    sizes: str
+
+    def __str__(self):
+        width = max(len(layer.name) for layer in self.layers)
+        rows = [f"{'layer':{width}} {'weights':>10} {'unpruned':>10} {'left':>10}"]
+        for name, before, unpruned, left, why in self.layers:
+            rows.append(f"{name:{width}} {before:10,} {unpruned:10,} {left:10,}  {why}")
+        return "\n".join(row.rstrip() for row in (*rows, f"for inputs of {self.sizes}"))
+
+
+def explain(network):
+    """`Explanation` of a network that `psp.extract` made. Raises ExtractError for any other."""
+    if "explanation" not in getattr(network, "meta", {}):
+        raise ExtractError(
+            f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers"
+        )
+    return network.meta["explanation"]
+
+
+def explanation(model, traced, smaller):
+    """The `Explanation` of `smaller`, made of `model`, whose graph `traced` has its rules."""
+    sizes = smaller.meta.get("sizes")
+    layers = []
+    for name, (layer, pruner) in parametrizations(model).items():
+        before = weight_shape(layer).numel()
+        unpruned = int(pruner.kept().expand(weight_shape(layer)).sum())
+        left, stored = _left(smaller, name)
+        why = "" if left < min(before, unpruned + 1) and not stored else _why(traced, name)
+        layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))
+    return Explanation(tuple(layers), f"{sizes} only" if sizes else "any size that the network takes")
+
+
+def _left(network, name):
+    """(how many weights are left at a name, whether they are only stored without zeros)."""
+    module = dict(network.named_modules()).get(name)
+    if module is None:
+        return 0, False
+    weights = sum(p.numel() for key, p in module.named_parameters() if not key.endswith("bias"))
+    return weights, any(isinstance(part, SpreadWeight) for part in module.modules())
+
+
+def _why(traced, name):
+    """What keeps the zeros of a layer in it."""
+    called = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == name]
+    around = [n.target for n in traced.graph.nodes if n.op == "call_module" and name.startswith(f"{n.target}.")]
+    if around:
+        return f"the code of {around[0]!r} is not followed"
+    if not called:
+        return "its weight is read without it"
+    if len(called) > 1:
+        return "it is called several times"
+    rule = called[0].meta["op"]
+    if type(rule) is Op:
+        return f"a {type(traced.get_submodule(name)).__name__} called like this is not followed"
+    if rule.groups > 1:
+        return "of a convolution in groups only whole groups go"
+    return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"

@@ -1,0 +1,49 @@
+"""An extracted network as a file for other runtimes."""
+
+from pathlib import Path
+
+import torch
+
+from psp.errors import ExtractError
+
+# In float32, relative to the largest output: another order of summation, after a hundred layers.
+TOLERANCE = 1e-3
+
+
+@torch.no_grad()
+def export(network, path, example_input):
+    """Write `network` to `path` in ONNX, of operators that any runtime has, and check it there; returns the path.
+
+    A convolution of kept columns is written as a dense one, with zeros: ONNX has no other.
+
+    Args:
+        network: of `psp.extract`, or any other in evaluation mode, in float32 and on the CPU.
+        path: of the file, as "net.onnx".
+        example_input: a tensor N×channels×height×width, or a tuple of the arguments of `forward`; the file is for
+            inputs of this size.
+
+    Raises:
+        ExtractError: onnx, onnxscript or onnxruntime is not installed, or the outputs of onnxruntime are not those of
+            `network`; the file is then removed.
+    """
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch needs it, and says so less clearly
+    except ImportError as error:
+        raise ExtractError(f"psp.export needs {error.name}: pip install onnx onnxscript onnxruntime") from error
+    path, inputs = Path(path), example_input if isinstance(example_input, tuple) else (example_input,)
+    expected = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
+    torch.onnx.export(network, inputs, path, dynamo=True, verbose=False, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    got = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+    worst = max(_difference(torch.from_numpy(ours), theirs) for ours, theirs in zip(got, expected, strict=True))
+    if not worst < TOLERANCE:
+        path.unlink()
+        raise ExtractError(f"onnxruntime gives other outputs than the network: they differ by {worst:.1e}, relatively")
+    return path
+
+
+def _difference(got, expected):
+    """The largest difference of two tensors, relative to the largest number."""
+    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

@@ -1,0 +1,167 @@
+"""A network's code as a torch.fx graph, as far as torch.fx can follow it with the answers that the example gives.
+
+Tracing writes down what `forward` does as a list of nodes: inputs, calls of submodules, functions and tensor methods,
+the output. A submodule that cannot be followed becomes one opaque operation, which stays as it is.
+"""
+
+import inspect
+import traceback
+from collections import OrderedDict
+from itertools import count
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from psp.errors import ExtractError
+from psp.extraction.answers import Answers, Asking
+
+HERE = Path(__file__).parent
+TORCH = Path(torch.__file__).parent
+
+
+class Tracer(fx.Tracer):
+    """Traces into every module but torch's own and those in `opaque`; remembers the innermost one that failed.
+
+    Args:
+        inputs: the example that answers questions, or None: then there are no answers.
+        held: defaults of arguments, as of `_defaults`.
+        opaque: names of modules that are not to be traced into.
+        by_example: whether the example alone may answer what depends on the size and is asked outside of any submodule.
+    """
+
+    def __init__(self, inputs, held, opaque, by_example=False):
+        super().__init__()
+        self.inputs, self.held, self.opaque = inputs, held, opaque
+        self.by_example, self.decided = by_example, []
+        self.failed, self.answers, self.answering = None, None, False
+
+    def is_leaf_module(self, module, name):
+        return name in self.opaque or super().is_leaf_module(module, name)
+
+    def call_module(self, module, forward, args, kwargs):
+        if self.answering:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(module, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(module)
+            raise
+
+    def getattr(self, name, value, cache):
+        return value if self.answering else super().getattr(name, value, cache)
+
+    def create_arg(self, value):
+        if type(value) is not OrderedDict:
+            return super().create_arg(value)
+        return self.create_node("call_function", OrderedDict, (super().create_arg(list(value.items())),), {})
+
+    def proxy(self, node):
+        return Asking(node, self)
+
+    def to_bool(self, proxy):
+        return self.ask(proxy, bool)
+
+    def iter(self, proxy):
+        return iter([proxy[i] for i in range(self.ask(proxy, len))])
+
+    def ask(self, proxy, question):
+        """What `question` says of the value of `proxy`. Raises TraceError where no answer holds for all sizes."""
+        if self.inputs is None:
+            raise fx.proxy.TraceError("its value is not known here")
+        self.answers = self.answers or Answers(self.root, self.graph, self._arguments, self.inputs)
+        self.answering = True
+        try:
+            answers = self.answers.of(proxy.node, question)
+        except Exception as error:  # whatever an operation may raise that finds no numbers
+            raise fx.proxy.TraceError("what it does depends on the numbers in its tensors") from error
+        finally:
+            self.answering = False
+        if len(set(answers)) > 1:
+            if not self.by_example or self.scope.module_path:
+                raise DependsOnSizeError("what it does depends on the size of the input")
+            self.decided.append(proxy.node)
+        return answers[0]
+
+    def _arguments(self, inputs):
+        """A value for each argument of `forward`: the inputs, defaults, and None for *args and **kwargs."""
+        yield from inputs
+        for place in count(len(inputs)):
+            yield self.held.get(place, (None, None))[1]
+
+
+class DependsOnSizeError(fx.proxy.TraceError):
+    """A question whose answer is another one on a larger input."""
+
+
+def trace(model, inputs=None):
+    """`model` as an fx.GraphModule that shares its submodules.
+
+    A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. With
+    `inputs`, a tuple of tensors, the example answers what the code asks about shapes; arguments of `forward` that it
+    does not have are held at their defaults. Where the code of `model` itself does other things on another size, what
+    is traced is for the example's size alone, and meta["fixed"] of the result is True.
+
+    Raises ExtractError, naming the line, if the code of `model` itself cannot be followed.
+    """
+    opaque, held = set(), {} if inputs is None else _defaults(model, len(inputs))
+    by_example = False
+    while True:
+        tracer = Tracer(inputs, held, opaque, by_example)
+        try:
+            graph = _without(tracer.trace(model, dict(held.values()) or None), held)
+            network = fx.GraphModule(model, _by_position(graph))
+            network.meta["fixed"] = bool(tracer.decided)
+            return network
+        except Exception as error:
+            if tracer.failed is not None and tracer.failed not in opaque:
+                opaque.add(tracer.failed)
+            elif isinstance(error, DependsOnSizeError) and not by_example:
+                by_example = True
+            else:
+                raise ExtractError(
+                    f"torch.fx cannot follow the forward of {type(model).__name__}{_line(error)}: {error}. "
+                    "Move the code that depends on the data into a submodule of its own"
+                ) from error
+
+
+def _line(error):
+    """Where in the user's code an error comes from: the innermost line that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not Path(f.filename).is_relative_to(TORCH) and Path(f.filename).parent != HERE]
+    own = [f for f in own if Path(f.filename).is_file()]
+    return f" at {own[-1].filename}:{own[-1].lineno}, {own[-1].line!r}" if own else ""
+
+
+def _defaults(model, given):
+    """{place of an argument of `forward`: (name, default)} of those that are not given and have a plain default.
+
+    Places are torch.fx's, to which *args and **kwargs come last.
+    """
+    plain = (bool, int, float, str, type(None))
+    arguments = inspect.signature(model.forward).parameters.values()
+    named = enumerate(a for a in arguments if a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD))
+    free = ((i, a) for i, a in named if i >= given or a.kind is a.KEYWORD_ONLY)
+    return {i: (a.name, a.default) for i, a in free if isinstance(a.default, plain)}
+
+
+def _without(graph, held):
+    """`graph` without the arguments at the places `held` and torch.fx's checks of what these are held at."""
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    for place in held:
+        _erase(graph, arguments[place])
+    return graph
+
+
+def _erase(graph, node):
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _by_position(graph):
+    """`graph` with layer(input=x) written as layer(x), the one form that the rules know."""
+    for node in graph.nodes:
+        if node.op == "call_module" and not node.args and set(node.kwargs) == {"input"}:
+            node.args, node.kwargs = (node.kwargs["input"],), {}
+    return graph

@@ -1,0 +1,296 @@
+"""psp.extract on layers of every kind: transposed, of one and three axes, of other classes, recurrent, stored apart."""
+
+import copy
+import io
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+from networks import difference, prune, prune_channels, size
+from test_extract_operations import Branches
+from torch import nn
+from torch.nn import functional as F
+
+import psp
+from psp.errors import ExtractError
+from psp.extraction import export as exporting
+from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv3d
+from psp.kernels.spread import spread
+from psp.method.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
+
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+def maps(axes, channels=3, first=6, batch=2):
+    return torch.randn(batch, channels, *range(first, first + axes), dtype=torch.float64)
+
+
+def halved(net, structure, share=0.5):
+    """Parameterized, and a share of all structures pruned at random."""
+    psp.parameterize(net.double(), structure, place="weight").eval()
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data[torch.rand(alpha.shape) < share] = 0.0
+    return net
+
+
+@pytest.mark.parametrize("structure", ["channel", "input_channel", "column", "shape", "weight"])
+@hypothesis.given(
+    axes=st.integers(1, 3),
+    groups=st.sampled_from([1, 1, 2, 4]),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 1),
+    more=st.booleans(),
+    normalized=st.booleans(),
+    share=st.sampled_from([0.3, 0.6, 1.0]),
+    seed=st.integers(0, 2**16),
+)
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_random_transposed_convolutions(
+    structure, axes, groups, kernel, stride, padding, more, normalized, share, seed
+):
+    torch.manual_seed(seed)
+    padding, output_padding = min(padding, kernel - 1), int(more and stride > 1)
+    up = TRANSPOSED[axes](8, 12, kernel, stride, padding, output_padding, groups=groups)
+    layers = [CONV[axes](3, 8, 1), nn.Sigmoid(), up, *[NORM[axes](12)] * normalized, nn.ReLU(), CONV[axes](12, 4, 1)]
+    net = halved(nn.Sequential(*layers), structure, share)
+    smaller = psp.extract(net, maps(axes))
+    for x in (maps(axes), maps(axes, first=7, batch=1)):
+        torch.testing.assert_close(smaller(x), net(x), rtol=1e-11, atol=1e-11)
+
+
+def test_channels_of_a_transposed_convolution_by_hand():
+    """Of 8 inputs 6 are live and one is kept for the constants; of 10 outputs 7 are live, 10·3·3 weights each."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.ConvTranspose2d(8, 10, 3, 2), nn.Conv2d(10, 4, 1))
+    net = prune_channels(net.double(), **{"0": [1, 5], "2": []})
+    alpha = psp.structure_parameters(net)["2"]
+    assert alpha.shape == (1, 10, 1, 1)
+    alpha.data[0, :3] = 0.0
+    smaller = psp.extract(net, maps(2))
+    assert difference(net, smaller, maps(2, first=9)) < 1e-13
+    assert smaller.get_submodule("2").weight.shape == (7, 7, 3, 3)
+
+
+def test_a_decoder_gets_smaller():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 16, 4, 2, 1)]
+    net = nn.Sequential(*layers, nn.BatchNorm2d(16), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4, 2, 1))
+    net = halved(net, "channel")
+    smaller, x = psp.extract(net, maps(2, first=8)), maps(2, first=8)
+    assert difference(net, smaller, maps(2, first=10)) < 1e-13
+    assert psp.cost(smaller, x).params < 0.8 * psp.cost(net, x).params
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in smaller.modules()), "folded into the layers before them"
+
+
+def test_the_cost_of_a_transposed_convolution_by_hand():
+    """Each of 5·5 input pixels meets all unpruned weights: of 4 inputs, 6 outputs and 2·2 taps, but 3 of 16 columns."""
+    net = psp.parameterize(nn.Sequential(nn.ConvTranspose2d(4, 6, 2, 2, bias=False)), "column").eval()
+    alpha = psp.structure_parameters(net)["0"]
+    assert alpha.shape == (4, 1, 2, 2)
+    x = torch.randn(1, 4, 5, 5)
+    assert psp.cost(net, x) == (16 * 6, 16 * 6 * 25)
+    alpha.data.view(-1)[:3] = 0.0
+    assert psp.cost(net, x) == (13 * 6, 13 * 6 * 25)
+    assert psp.cost(psp.extract(net, x), x).params == 13 * 6
+
+
+def test_baselines_prune_transposed_convolutions():
+    for net in (
+        fix_sparsity(nn.Sequential(TRANSPOSED[2](4, 6, 2)), "channel"),
+        prune_by_norm(attach_norm_masks(nn.Sequential(TRANSPOSED[2](4, 6, 2)), "channel"), 0.5),
+    ):
+        assert psp.sparsity(net.eval()) == (0.5, 0.5, {"0": (0.5, 0.5, 6)})
+
+
+@pytest.mark.parametrize(("axes", "kind"), [(1, ColumnSparseConv1d), (3, ColumnSparseConv3d)])
+@hypothesis.given(
+    stride=st.integers(1, 2), padding=st.integers(0, 2), dilation=st.integers(1, 2), seed=st.integers(0, 2**16)
+)
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_columns_of_one_and_three_axes_are_taken_out(axes, kind, stride, padding, dilation, seed):
+    """The first and last tap stay, so that no smaller kernel will do; the second goes."""
+    torch.manual_seed(seed)
+    net = halved(nn.Sequential(CONV[axes](3, 5, 3, stride, padding, dilation), nn.ReLU()), "column", 0.3)
+    alpha = psp.structure_parameters(net)["0"].data.view(3, -1)
+    alpha[:, [0, -1]], alpha[:, 1] = 1.0, 0.0
+    x = maps(axes, first=8)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, maps(axes, first=7, batch=1)) < 1e-13
+    if psp.sparsity(net).weights > 0.2:
+        assert kind in [type(module) for module in smaller.modules()]
+        assert psp.cost(smaller, x) == psp.cost(net, x)
+
+
+class Own(nn.Conv3d):
+    """A convolution of a class of its own, as torchvision's of clips."""
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose weight is computed in forward, as timm's."""
+
+    def forward(self, x):
+        flat = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(flat, None, None, training=True, momentum=0.0).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """A normalization of a class of its own, with its activation."""
+
+    def forward(self, x):
+        norm = (self.running_mean, self.running_var, self.weight, self.bias)
+        return F.relu(F.batch_norm(x, *norm, False, 0.0, self.eps))
+
+
+@pytest.mark.parametrize(("axes", "kind"), [(3, Own), (2, Standardized)])
+def test_layers_of_other_classes_get_smaller(axes, kind):
+    torch.manual_seed(0)
+    net = nn.Sequential(kind(3, 8, 3), nn.ReLU(), kind(8, 6, 3), nn.ReLU(), kind(6, 4, 1))
+    net = prune_channels(net.double(), **{"0": [1, 2, 3], "2": [0, 5]})
+    smaller = psp.extract(net, maps(axes, first=7))
+    assert difference(net, smaller, maps(axes, first=8)) < 1e-13
+    shapes = [tuple(smaller.get_submodule(name).weight.shape[:2]) for name in ("0", "2", "4")]
+    assert shapes == [(5, 3), (4, 5), (4, 4)]
+
+
+def test_a_normalization_of_another_class_is_folded():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), OwnNorm(8), nn.Conv2d(8, 4, 3)).double().eval()
+    net[1].running_mean.normal_()
+    net = prune_channels(net, **{"0": [1, 2]})
+    smaller = psp.extract(net, maps(2))
+    assert difference(net, smaller, maps(2, first=9)) < 1e-13
+    assert smaller.get_submodule("0").out_channels == 6
+    assert not hasattr(smaller.get_submodule("0"), "running_mean")
+
+
+def test_zero_columns_of_a_standardized_weight_are_not_stored():
+    torch.manual_seed(0)
+    net = halved(nn.Sequential(Standardized(3, 16, 3), nn.ReLU(), Standardized(16, 8, 3)), "column")
+    smaller = psp.extract(net, maps(2))
+    assert difference(net, smaller, maps(2, first=9)) < 1e-13
+    assert psp.cost(smaller, maps(2)).params <= psp.cost(net, maps(2)).params
+    assert all("only stored without zeros" in layer.why for layer in psp.explain(smaller).layers)
+
+
+class Twice(nn.Module):
+    """One layer called twice, one inside code that cannot be followed, one whose weight is read without it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.twice, self.read = nn.Linear(12, 12), nn.Linear(12, 12)
+        self.inside = nn.Sequential(Branches(), nn.Linear(12, 12))
+        self.inside.forward = lambda x: self.inside[1](x) if x.sum() > 0 else -self.inside[1](x)
+
+    def forward(self, x):
+        return self.inside(self.twice(self.twice(x).sigmoid())) @ self.read.weight
+
+
+@pytest.mark.parametrize("structure", ["channel", "column"])
+def test_what_is_not_followed_is_stored_without_its_zeros_and_explained(structure):
+    net = halved(Twice(), structure)
+    x = torch.randn(4, 12, dtype=torch.float64)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, -x[:3]) < 1e-13
+    assert psp.cost(smaller, x).params <= psp.cost(net, x).params
+    why = {layer.name: layer.why for layer in psp.explain(smaller).layers}
+    assert why == {
+        "twice": "only stored without zeros: it is called several times",
+        "read": "only stored without zeros: its weight is read without it",
+        "inside.1": "only stored without zeros: the code of 'inside' is not followed",
+    }
+    printed = str(psp.explain(smaller)).splitlines()
+    assert len(printed) == 5
+    assert printed[1].split()[:4] == ["twice", "144", *[str(left) for left in psp.explain(smaller).layers[0][2:4]]]
+
+
+def test_only_results_of_extract_are_explained():
+    with pytest.raises(ExtractError, match="Linear is no result of"):
+        psp.explain(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv2d, nn.ConvTranspose2d, Standardized])
+def test_a_spread_layer_is_the_layer(kind):
+    torch.manual_seed(0)
+    layer = kind(6, 8) if kind is nn.Linear else kind(6, 8, 3)
+    layer.weight.data[2] = 0.0
+    layer.weight.data[:, 1] = 0.0
+    x = torch.randn(2, 6) if kind is nn.Linear else torch.randn(2, 6, 5, 5)
+    stored = spread(layer)
+    file = io.BytesIO()
+    torch.save(stored, file)
+    file.seek(0)
+    for twin in (stored, copy.deepcopy(stored), torch.load(file, weights_only=False)):
+        assert isinstance(twin, kind)
+        assert torch.equal(twin(x), layer(x))
+        twin.double()
+        assert twin.weight.dtype == torch.float64
+        twin.float()
+    assert size(stored) < size(layer)
+    stored(x).sum().backward()
+    assert stored.outputs_first.left.grad.shape == stored.outputs_first.left.shape
+    assert "weight" in layer._parameters, "the layer itself is as it was"
+
+
+class Sequences(nn.Module):
+    """Features, a recurrent layer and the last step's output."""
+
+    def __init__(self, kind, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.fc, self.steps = nn.Linear(6, 10), kind(10, 5, batch_first=True, **options)
+        self.out = nn.Linear(10 if "bidirectional" in options else 5, 3)
+
+    def forward(self, x):
+        return self.out(self.steps(self.fc(x).sigmoid())[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
+def test_a_recurrent_layer_loses_the_features_that_nobody_feeds(kind, options):
+    net = prune_channels(Sequences(kind, **options).double(), fc=[0, 2, 4, 6, 8])
+    smaller = psp.extract(net, torch.randn(2, 7, 6, dtype=torch.float64))
+    assert difference(net, smaller, torch.randn(3, 9, 6, dtype=torch.float64)) < 1e-13
+    assert (smaller.fc.out_features, smaller.steps.input_size) == (5, 5)
+
+
+@pytest.mark.parametrize("options", [{"bias": False}, {"proj_size": 2}], ids=str)
+def test_other_recurrent_layers_are_exact(options):
+    net = Sequences(nn.LSTM, **options)
+    net.out = nn.Linear(options.get("proj_size", 5), 3)
+    net = prune_channels(net.double(), fc=[0, 2])
+    smaller = psp.extract(net, torch.randn(2, 7, 6, dtype=torch.float64))
+    assert difference(net, smaller, torch.randn(3, 9, 6, dtype=torch.float64)) < 1e-13
+
+
+def exportable():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2)
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 5))
+    x = torch.randn(2, 3, 6, 6)
+    return psp.extract(prune(net, {"0": "column", "2": "column", "4": "channel"}, lambda *_: 0.5), x), x
+
+
+def test_export_writes_ordinary_operators(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    smaller, x = exportable()
+    path = psp.export(smaller, tmp_path / "net.onnx", x)
+    assert {node.domain for node in onnx.load(path).graph.node} == {""}
+    assert "Conv" in {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_a_file_that_computes_something_else_is_removed(tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    smaller, x = exportable()
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    with pytest.raises(ExtractError, match="onnxruntime gives other outputs"):
+        psp.export(smaller, tmp_path / "net.onnx", x)
+    assert not list(tmp_path.iterdir())

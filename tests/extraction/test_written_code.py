@@ -1,0 +1,216 @@
+"""psp.extract on networks as people write them: loops over parts, questions about sizes, outputs of any form."""
+
+import logging
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from networks import Call, difference, prune_channels
+from torch import nn
+from torch.nn import functional as F
+
+import psp
+from psp.errors import ExtractError
+
+
+def images(side=8, batch=2):
+    return torch.randn(batch, 3, side, side, dtype=torch.float64)
+
+
+def exact(net, smaller):
+    """Exact on the example's size and on another one."""
+    return all(difference(net, smaller, x) < 1e-13 for x in (images(), images(11, 3)))
+
+
+class Split(nn.Module):
+    """The block of the YOLO family: halves, of which the second goes on, and all of them joined."""
+
+    def __init__(self, parts=lambda x: list(x.chunk(2, 1))):
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = parts
+        self.cv1, self.cv2 = nn.Conv2d(3, 16, 1), nn.Conv2d(32, 5, 1)
+        self.m = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        y = self.parts(self.cv1(x))
+        for m in self.m:
+            y.append(m(y[-1]))
+        return self.cv2(torch.cat(y, 1))
+
+
+def by_loop(x):
+    return [part * (i + 1) for i, part in enumerate(x.split(8, 1))]
+
+
+def by_zip(x):
+    return [a + b for a, b in zip(x.split(8, 1), torch.chunk(x.relu(), 2, dim=1), strict=True)]
+
+
+def by_length(x):
+    return [x[:, :8] * len(x.chunk(2, 1)), x.split((8, 8), dim=1)[-1]]
+
+
+def by_size(x):
+    return list(x.chunk(2, 1)) if x.shape[-1] > 3 and int(x.shape[1]) == 16 else [x]
+
+
+@pytest.mark.parametrize("parts", [lambda x: list(x.chunk(2, 1)), by_loop, by_zip, by_length, by_size])
+def test_lists_and_loops_over_parts(parts):
+    net = prune_channels(Split(parts).double(), m__0=[0, 1, 2], cv1=[1, 9, 10])
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert smaller.get_submodule("m.0").out_channels == 6, "five live channels and one constant for the border"
+
+
+@pytest.mark.parametrize("parts", [lambda x: list(x.chunk(2, 1)), by_loop])
+def test_pruned_channels_go_through_the_parts_of_a_tensor(parts):
+    net = prune_channels(Split(parts).double(), cv1=[1, 2, 9, 10])
+    net.cv1.bias.data.zero_()
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert (smaller.cv1.out_channels, smaller.get_submodule("m.0").in_channels) == (12, 6)
+
+
+class BySize(nn.Module):
+    """Does something else with images of more than 10 pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.c(x)
+        x = x * 2 if x.shape[-1] > 10 else x + 1
+        return self.d(x)
+
+
+def test_what_the_example_decides_in_the_outermost_code_is_good_for_its_size_alone():
+    torch.manual_seed(0)
+    net = prune_channels(BySize().double(), c=[0, 3])
+    smaller = psp.extract(net, images())
+    assert difference(net, smaller, images(batch=5)) < 1e-13
+    assert smaller.c.out_channels == 6
+    assert "(3, 8, 8)" in psp.explain(smaller).sizes
+    with pytest.raises(ExtractError, match=r"extracted for inputs of \(3, 8, 8\), got \(3, 11, 11\); extract it again"):
+        smaller(images(11))
+
+
+def test_a_submodule_that_decides_by_size_stays_as_it_is_and_is_good_for_all_sizes():
+    torch.manual_seed(0)
+    net = prune_channels(nn.Sequential(nn.Conv2d(3, 3, 1), BySize()).double(), **{"0": [0]})
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert isinstance(smaller.get_submodule("1"), BySize)
+
+
+def test_a_branch_on_the_data_is_refused_with_its_line():
+    class ByData(BySize):
+        def forward(self, x):
+            return self.c(x) if x.sum() > 0 else -self.c(x)
+
+    line = re.escape("test_written_code.py") + r":\d+, 'return self.c\(x\) if x.sum\(\) > 0 else -self.c\(x\)'"
+    with pytest.raises(ExtractError, match=line):
+        psp.extract(prune_channels(ByData().double(), c=[0]), images())
+
+
+def test_an_out_that_is_none_is_no_write():
+    torch.manual_seed(0)
+    normalized = nn.Sequential(nn.Conv2d(3, 6, 1), Call(lambda x: F.normalize(x, dim=-1)), nn.Conv2d(6, 2, 1))
+    net = prune_channels(normalized.double(), **{"0": [1, 2]})
+    assert exact(net, psp.extract(net, images()))
+
+
+def test_an_out_that_is_a_tensor_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), Call(lambda x: torch.add(x, x, out=x)), nn.Conv2d(6, 2, 1))
+    with pytest.raises(ExtractError, match=r"'add' .*writes into a tensor"):
+        psp.extract(prune_channels(net.double(), **{"0": [1, 2]}), images())
+
+
+def test_nothing_but_our_own_words(caplog, capfd):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.Flatten(), nn.BatchNorm1d(144), nn.Linear(144, 3)
+    net = prune_channels(nn.Sequential(*layers).double(), **{"0": [1]})
+    logging.getLogger("torch").propagate = True
+    assert difference(net, psp.extract(net, images()), images()) < 1e-13
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@dataclass
+class Detections:
+    boxes: torch.Tensor
+    maps: list
+    scores: object = None
+
+
+OUTPUTS = {
+    "list": lambda a, b: [a, b],
+    "dict of lists of tuples": lambda a, b: {"a": a, "rest": [b, (a, b)]},
+    "ordered dict": lambda a, b: OrderedDict(out=a, aux=b),
+    "named tuple": Pair,
+    "dataclass": lambda a, b: Detections(b, [a, b]),
+    "list of dataclasses": lambda a, b: [Detections(a, []), Detections(b, [], {"a": (a,)})],
+}
+
+
+class Outputs(nn.Module):
+    """Two maps of different sizes, put out in a form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.c, self.d, self.form = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3, stride=2), form
+
+    def forward(self, x):
+        x = self.c(x).relu()
+        return self.form(x, self.d(x))
+
+
+def flat(nest):
+    """Every type and number of a nest of outputs."""
+    if isinstance(nest, torch.Tensor):
+        return [nest.shape, *nest.flatten().tolist()]
+    if isinstance(nest, Detections):
+        nest = vars(nest)
+    parts = list(nest.items()) if isinstance(nest, dict) else nest if isinstance(nest, (list, tuple)) else ()
+    return [type(nest).__name__, *(value for part in parts for value in flat(part))]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_outputs_of_any_form(name):
+    torch.manual_seed(0)
+    net = prune_channels(Outputs(OUTPUTS[name]).double(), d=[0, 3])
+    smaller, x = psp.extract(net, images()), images(9, 1)
+    got, expected = flat(smaller(x)), flat(net(x))
+    assert smaller.d.out_channels == 2
+    assert len(got) == len(expected)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-12) if isinstance(theirs, float) else ours == theirs
+
+
+@pytest.mark.parametrize("name", ["dataclass", "list of dataclasses"])
+def test_a_wrong_number_in_a_dataclass_is_found(name):
+    """A network that counts its calls gives other outputs each time."""
+
+    class Counting(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * self.calls if x.sum() > -1e30 else x
+
+    def form(a, b):
+        return OUTPUTS[name](a, b)
+
+    net = Outputs(form)
+    net.d = nn.Sequential(net.d, Counting())
+    with pytest.raises(ExtractError, match="does not give the outputs of the masked one"):
+        psp.extract(prune_channels(net.double(), c=[0]), images())
