@@ -18,7 +18,8 @@ import psp
 from psp import native
 from psp.errors import ConfigError, KernelError
 from psp.extraction.rewrite import SelectChannels
-from psp.frozen.freeze import MACROS, SOURCE
+from psp.frozen.lanes import SOURCE
+from psp.frozen.ways import MACROS
 from psp.kernels import cpu
 from psp.kernels.columns import ColumnSparseConv2d
 

@@ -1,0 +1,61 @@
+/* Vectors of neighbouring pixels, for pixels.c: LANES units of four bytes. A unit is one channel of a pixel in float32,
+ * and with BFLOAT16 a pair of channels, which is what products of bfloat16 take.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { LANES = 16, REGISTERS = 32 };
+#elif defined(__AVX__)
+enum { LANES = 8, REGISTERS = 16 };
+#else
+enum { LANES = 4, REGISTERS = 32 };
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
+typedef float unit __attribute__((may_alias));
+
+#if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+enum { PARTS = 2 };
+typedef uint16_t element;
+
+/* Channel `part` of a vector of pairs, in float32. */
+static inline vec channel(vec x, int part) { return part ? (vec)((bits)x >> 16 << 16) : (vec)((bits)x << 16); }
+static inline vec join(const vec *parts) {
+    const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)parts[0]);
+    const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)parts[1]);
+    return (vec)((bits)_mm512_cvtepu16_epi32(low) | (bits)_mm512_cvtepu16_epi32(high) << 16);
+}
+static inline vec add_product(vec sum, vec x, float pair) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_ps(pair));
+}
+#else
+enum { PARTS = 1 };
+typedef float element;
+
+static inline vec channel(vec x, int part) { return (void)part, x; }
+static inline vec join(const vec *parts) { return parts[0]; }
+static inline vec add_product(vec sum, vec x, float weight) { return sum + x * weight; }
+#endif
+
+static inline vec load(const void *from) {
+    vec x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+static inline void store(void *to, vec x) { memcpy(to, &x, sizeof x); }
+
+/* Units at these distances. */
+static inline vec gather(const unit *from, const int32_t *place) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_i32gather_ps(_mm512_loadu_si512(place), (const float *)from, 4);
+#else
+    vec x;
+    for (int i = 0; i < LANES; i++) x[i] = from[place[i]];
+    return x;
+#endif
+}
