@@ -28,7 +28,7 @@ def in_units(o, parts, whole):
     place = torch.searchsorted(wanted, unit) * parts + o.columns % parts
     weight = torch.zeros(len(o.weight), len(wanted) * parts, dtype=torch.float64)
     weight.index_add_(1, place, o.weight.double())
-    if parts == 2:
+    if parts == 2 and len(wanted):
         weight = weight.bfloat16().view(torch.float32)
     return Columns(wanted % count, wanted // count, weight.float())
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from functools import cache
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from psp.native import load
 
 SOURCE = Path(__file__).with_name("pixels.c")
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "tiles.h", "vectors.h"))
-BLOCK = 3  # as in pixels.h
+BLOCK = 4  # vectors of pixels whose windows are packed at a time, at most
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
 
@@ -62,10 +63,9 @@ class Pixels(Way):
     def make_program(self, operations, shape):
         first, last, maps = operations[0], self.source, self.layouts
         units = rounded(maps.units)
-        most = max((o.weight.shape[1] * self.parts for o in operations if o.kind == CONV), default=0)
-        whole = max((o.kernel[0] * o.kernel[1] * o.reads[0].source.channels for o in operations if o.kind == CONV), default=0)
+        most = max((prod(o.kernel) * (o.reads[0].source.channels + 1) for o in operations if o.kind == CONV), default=0)
         made = structs.PixelProgram(operations=len(operations) - 1, window=units)
-        made.memory = units + rounded(max(most, whole), ROWS) * BLOCK * ALIGNED
+        made.memory = units + rounded(most, ROWS) * BLOCK * ALIGNED
         made.x, made.plane, made.pitch = maps.pixel(first), maps[first].plane, maps[first].pitch
         made.channels, made.height, made.width = shape
         made.y, made.y_plane, made.y_pitch = maps.pixel(last), maps[last].plane, maps[last].pitch
@@ -100,7 +100,7 @@ class Pixels(Way):
     def fastest(self, o, made):
         """The convolution by vectors, or by tiles of its columns or of whole taps: what is measured to be fastest."""
         ways = [self.by_vectors(o, made)]
-        if self.tiles:
+        if self.tiles and o.weight.shape[1]:
             ways += [self.by_tiles(o, made, whole) for whole in (False, True)]
         chosen = min(ways, key=self.time) if len(ways) > 1 else ways[0]
         self.tiled += chosen.tiled

@@ -9,7 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { ROWS = 16, PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux */
+enum { AHEAD = 4, ROWS = 16, PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux */
 
 /* Whether there are tiles, which a process has to ask for. */
 static int has_tiles(void) {
@@ -67,19 +67,24 @@ INLINE void multiply(const operation *o, unit *memory, const unit *window, int64
 }
 
 /* Copy what no tile can be loaded from. */
-static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v) {
-    for (int64_t i = 0; i < 2; i++)
+static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v, int64_t many) {
+    for (int64_t i = 0; i < many; i++)
         for (int64_t j = 0; j < o->steps; j++, window += LANES)
             if (!o->direct[j / ROWS]) store(window, at(&o->x, memory, o->offset[j], v + i));
 }
 
-/* Vectors `begin` to `end` of the result, an even number. */
+/* Vectors `begin` to `end` of the result, an even number. Copies are made some time before tiles are loaded from them:
+ * a tile waits until what was stored has reached the cache. */
 static void conv_tiles(const operation *o, unit *memory, unit *window, int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; v += 2) {
-        pack_tiles(o, memory, window, v);
-        int64_t first = 0;
-        for (; first + ROWS < o->channels; first += 2 * ROWS) multiply(o, memory, window, first, v, 2);
-        for (; first < o->channels; first += ROWS) multiply(o, memory, window, first, v, 1);
+    for (int64_t ahead = begin; ahead < end; ahead += AHEAD) {
+        const int64_t stop = ahead + AHEAD < end ? ahead + AHEAD : end;
+        pack_tiles(o, memory, window, ahead, stop - ahead);
+        for (int64_t v = ahead; v < stop; v += 2) {
+            const unit *x = window + (v - ahead) * o->steps * LANES;
+            int64_t first = 0;
+            for (; first + ROWS < o->channels; first += 2 * ROWS) multiply(o, memory, x, first, v, 2);
+            for (; first < o->channels; first += ROWS) multiply(o, memory, x, first, v, 1);
+        }
     }
 }
 #else

@@ -26,9 +26,11 @@ typedef uint16_t element;
 /* Channel `part` of a vector of pairs, in float32. */
 static inline vec channel(vec x, int part) { return part ? (vec)((bits)x >> 16 << 16) : (vec)((bits)x << 16); }
 static inline vec join(const vec *parts) {
-    const __m256i low = (__m256i)_mm512_cvtneps_pbh((__m512)parts[0]);
-    const __m256i high = (__m256i)_mm512_cvtneps_pbh((__m512)parts[1]);
-    return (vec)((bits)_mm512_cvtepu16_epi32(low) | (bits)_mm512_cvtepu16_epi32(high) << 16);
+    const __m512i order = (__m512i)((bits){16 << 16, 17 << 16 | 1, 18 << 16 | 2, 19 << 16 | 3, 20 << 16 | 4, 21 << 16 | 5,
+                                           22 << 16 | 6, 23 << 16 | 7, 24 << 16 | 8, 25 << 16 | 9, 26 << 16 | 10,
+                                           27 << 16 | 11, 28 << 16 | 12, 29 << 16 | 13, 30 << 16 | 14, 31 << 16 | 15});
+    const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)parts[1], (__m512)parts[0]);
+    return (vec)_mm512_permutexvar_epi16(order, (__m512i)halves);
 }
 static inline vec add_product(vec sum, vec x, float pair) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_ps(pair));
