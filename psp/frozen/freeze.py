@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import os
 import threading
 from functools import partial
 
@@ -86,11 +87,14 @@ class Frozen:
 
 
 def available(dtype):
-    """(class or function, type) of all ways to run images of a type here; those of bfloat16 may be in float32."""
+    """(class or function, type) of all ways to run images of a type here; those of bfloat16 may be in float32.
+
+    With PSP_WITHOUT_AMX in the environment there are none by the matrix unit, to see what another processor would do.
+    """
     yield from ((Lanes, torch.float32), (Pixels, torch.float32))
     if dtype == torch.bfloat16 and library(dtype).psp_lanes(ctypes.c_int64(dtype.itemsize)):
         yield from ((Lanes, dtype), (Pixels, dtype))
-        if library(dtype).psp_tiles():
+        if library(dtype).psp_tiles() and not os.environ.get("PSP_WITHOUT_AMX"):
             yield partial(Pixels, tiles=True), dtype
 
 

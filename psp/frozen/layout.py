@@ -67,7 +67,9 @@ def margin(o, value):
     """Pixels that a convolution reads above, below, left and right of the map that it reads as `value`."""
     around = []
     for axis, size in enumerate((value.source.height, value.source.width)):
-        last = ((o.height, o.width)[axis] - 1) * o.stride[axis] - o.before[axis] + (o.kernel[axis] - 1) * o.dilation[axis]
+        last = (
+            ((o.height, o.width)[axis] - 1) * o.stride[axis] - o.before[axis] + (o.kernel[axis] - 1) * o.dilation[axis]
+        )
         around += [max(0, o.before[axis] * value.step[axis]), max(0, last * value.step[axis] - size + 1)]
     return around
 
