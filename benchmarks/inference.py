@@ -96,9 +96,8 @@ def report(batch, networks, times, floors):
         shown = [f"{1e3 * f['memory_s']:.2f}, {1e3 * f['arithmetic_s']:.2f} ms" for f in floors[name]]
         against = f"{median[other] / median[fastest]:.2f} × ({NAMES.get(fastest[1], fastest[1])} {fastest[2]})"
         print(f"| {name} | {own['dense'] / own[name]:.2f} × | {against} | " + " | ".join(shown) + " |")
-    print(
-        f"\nFastest dense network of another engine: {NAMES.get(other[1], other[1])} {other[2]}, {median[other]:.2f} ms;"
-    )
+    name = f"{NAMES.get(other[1], other[1])} {other[2]}"
+    print(f"\nFastest dense network of another engine: {name}, {median[other]:.2f} ms;")
     print(f"ours {own['dense']:.2f} ms, {median[other] / own['dense']:.2f} times as fast.")
 
 

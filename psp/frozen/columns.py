@@ -21,10 +21,7 @@ def in_units(o, parts, whole):
     """The `Columns` of a convolution that are needed; with `whole`, all channels of each tap that is."""
     count = -(-o.reads[0].source.channels // parts)
     unit = o.taps * count + o.columns // parts
-    if whole:
-        wanted = (o.taps.unique()[:, None] * count + torch.arange(count)).flatten()
-    else:
-        wanted = unit.unique()
+    wanted = (o.taps.unique()[:, None] * count + torch.arange(count)).flatten() if whole else unit.unique()
     place = torch.searchsorted(wanted, unit) * parts + o.columns % parts
     weight = torch.zeros(len(o.weight), len(wanted) * parts, dtype=torch.float64)
     weight.index_add_(1, place, o.weight.double())

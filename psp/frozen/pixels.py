@@ -1,7 +1,6 @@
 """Neighbouring pixels as the lanes of vector registers: what `pixels.c` needs of a plan, and its call."""
 
 import ctypes
-from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -19,11 +18,10 @@ from psp.native import load
 
 SOURCE = Path(__file__).with_name("pixels.c")
 HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "tiles.h", "vectors.h"))
-BLOCK = 4  # vectors of pixels whose windows are packed at a time, at most
+BLOCK = 3  # as in pixels.h
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
 
-@cache
 def library(dtype):
     """pixels.c compiled for a type. Raises KernelError where it cannot be."""
     return load(SOURCE, (*FLAGS, *MACROS[dtype]), HEADERS)

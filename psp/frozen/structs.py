@@ -43,7 +43,8 @@ class PixelOperation(ctypes.Structure):
 
     _fields_ = fields("kind relu out plane channels height width pitch vectors")
     _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled")
-    _fields_ += fields("", "mask offset direct weight tile bias scale") + [("x", Planes), ("other", Planes)]
+    _fields_ += fields("", "mask offset direct weight tile bias scale")
+    _fields_ += [("x", Planes), ("other", Planes)]
 
 
 class PixelProgram(ctypes.Structure):

@@ -9,7 +9,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { AHEAD = 4, ROWS = 16, PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux */
+enum { ROWS = 16, PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux */
+
+/* Compiled whatever this processor has, and called where `has_tiles` says so. */
+#define TILES __attribute__((target("amx-tile,amx-bf16")))
 
 /* Whether there are tiles, which a process has to ask for. */
 static int has_tiles(void) {
@@ -18,12 +21,12 @@ static int has_tiles(void) {
     return (d >> 22 & 1) && (d >> 24 & 1) && !syscall(SYS_arch_prctl, PERMISSION, TILE_DATA);
 }
 
-static void begin_tiles(void) {
+TILES static void begin_tiles(void) {
     struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } shape = {.palette = 1};
     for (int i = 0; i < 8; i++) shape.bytes[i] = 4 * LANES, shape.rows[i] = ROWS;
     _tile_loadconfig(&shape);
 }
-static void end_tiles(void) { _tile_release(); }
+TILES static void end_tiles(void) { _tile_release(); }
 
 /* Outputs from `first` on of one tile of sums. */
 INLINE void put(const operation *o, unit *memory, const vec *sums, int64_t first, int64_t v) {
@@ -35,7 +38,7 @@ INLINE void put(const operation *o, unit *memory, const vec *sums, int64_t first
 }
 
 /* Two vectors of pixels × `high` tiles of outputs from `first` on. */
-INLINE void multiply(const operation *o, unit *memory, const unit *window, int64_t first, int64_t v, const int high) {
+TILES INLINE void multiply(const operation *o, unit *memory, const unit *window, int64_t first, int64_t v, const int high) {
     vec sums[ROWS];
     const int64_t chunks = o->steps / ROWS, size = ROWS * LANES;
     const float *tile = o->tile + first / ROWS * chunks * size;
@@ -67,24 +70,19 @@ INLINE void multiply(const operation *o, unit *memory, const unit *window, int64
 }
 
 /* Copy what no tile can be loaded from. */
-static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v, int64_t many) {
-    for (int64_t i = 0; i < many; i++)
+static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v) {
+    for (int64_t i = 0; i < 2; i++)
         for (int64_t j = 0; j < o->steps; j++, window += LANES)
             if (!o->direct[j / ROWS]) store(window, at(&o->x, memory, o->offset[j], v + i));
 }
 
-/* Vectors `begin` to `end` of the result, an even number. Copies are made some time before tiles are loaded from them:
- * a tile waits until what was stored has reached the cache. */
-static void conv_tiles(const operation *o, unit *memory, unit *window, int64_t begin, int64_t end) {
-    for (int64_t ahead = begin; ahead < end; ahead += AHEAD) {
-        const int64_t stop = ahead + AHEAD < end ? ahead + AHEAD : end;
-        pack_tiles(o, memory, window, ahead, stop - ahead);
-        for (int64_t v = ahead; v < stop; v += 2) {
-            const unit *x = window + (v - ahead) * o->steps * LANES;
-            int64_t first = 0;
-            for (; first + ROWS < o->channels; first += 2 * ROWS) multiply(o, memory, x, first, v, 2);
-            for (; first < o->channels; first += ROWS) multiply(o, memory, x, first, v, 1);
-        }
+/* Vectors `begin` to `end` of the result, an even number. */
+TILES static void conv_tiles(const operation *o, unit *memory, unit *window, int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; v += 2) {
+        pack_tiles(o, memory, window, v);
+        int64_t first = 0;
+        for (; first + ROWS < o->channels; first += 2 * ROWS) multiply(o, memory, window, first, v, 2);
+        for (; first < o->channels; first += ROWS) multiply(o, memory, window, first, v, 1);
     }
 }
 #else
