@@ -12,7 +12,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -24,13 +26,15 @@ COMPILERS = {".c": ("CC", "cc", "c"), ".cpp": ("CXX", "c++", "c++")}
 
 
 @cache
-def load(source, flags):
+def load(source, flags, headers=()):
     """The shared library of a source file (a Path) compiled with `flags` (a tuple), for calls through ctypes.
+
+    `headers`: of its own, which it includes (a tuple of Paths).
 
     Raises KernelError, with the reason and the remedy, where it cannot be compiled or loaded.
     """
     try:
-        return ctypes.CDLL(str(library(source, flags)))
+        return ctypes.CDLL(str(library(source, flags, headers)))
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         reason = next((line for line in said if "error:" in line), said[-1])
@@ -40,20 +44,23 @@ def load(source, flags):
         ) from error
 
 
-def library(source, flags):
+def library(source, flags, headers=()):
     """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
     variable, usual, language = COMPILERS[source.suffix]
     compiler = shlex.split(os.environ.get(variable) or usual)
-    key = hashlib.sha256(source.read_bytes())
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in (source, *headers)))
     key.update(repr((compiler, flags, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
     key.update(output([*compiler, *NATIVE, "-dM", "-E", "-x", language, os.devnull]).encode())
     path = cache_folder() / f"{source.stem}-{key.hexdigest()[:32]}.so"
     if not path.exists():
+        command = [*compiler, *flags, *NATIVE, "-shared", "-fPIC", str(source)]
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            made = Path(aside) / path.name
-            output([*compiler, *flags, *NATIVE, "-shared", "-fPIC", "-o", str(made), str(source)])
+            made, began = Path(aside) / path.name, time.perf_counter()
+            print(f"psp: compiling {source.name} for this processor, once …", end=" ", file=sys.stderr, flush=True)
+            output([*command, "-o", str(made)])
             os.replace(made, path)
+        print(f"{time.perf_counter() - began:.1f} s", file=sys.stderr)
     return path
 
 

@@ -1,6 +1,8 @@
-"""The structures of lanes.c for ctypes, field by field."""
+"""The structures of lanes.c and pixels.c for ctypes, field by field."""
 
 import ctypes
+
+ALIGNMENT = 64  # bytes, as many as the longest vector has
 
 
 def fields(integers, pointers=""):
@@ -28,3 +30,26 @@ class Program(ctypes.Structure):
         "images operations memory threads x channels height width stride_n stride_c stride_h stride_w y outputs",
         "operation",
     )
+
+
+class Planes(ctypes.Structure):
+    """`map` of pixels.h."""
+
+    _fields_ = fields("begin plane pitch height width stride_h stride_w", "index place")
+
+
+class PixelOperation(ctypes.Structure):
+    """`operation` of pixels.h."""
+
+    _fields_ = fields("kind relu out plane channels height width pitch vectors")
+    _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled")
+    _fields_ += fields("", "mask offset direct weight tile bias scale")
+    _fields_ += [("x", Planes), ("other", Planes)]
+
+
+class PixelProgram(ctypes.Structure):
+    """`program` of pixels.c."""
+
+    _fields_ = fields("images operations memory threads tiles")
+    _fields_ += fields("x plane pitch channels height width stride_n stride_c stride_h stride_w")
+    _fields_ += fields("y y_plane y_pitch y_channels y_height y_width window", "operation")

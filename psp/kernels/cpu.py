@@ -63,15 +63,24 @@ def _kernel():
     return function
 
 
-@cache
 def parallel():
     """Entry point of PyTorch's own OpenMP runtime, None if it has another (then the kernel runs on one thread).
 
     A second runtime would bring a second pool of threads, which compete for the cores while they wait.
     """
+    return _of_openmp("GOMP_parallel")
+
+
+def team_size():
+    """The runtime's omp_get_num_threads, by which a thread knows with how many it runs."""
+    return _of_openmp("omp_get_num_threads")
+
+
+@cache
+def _of_openmp(name):
     for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):
         try:
-            return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p)
+            return ctypes.cast(getattr(ctypes.CDLL(str(library)), name), ctypes.c_void_p)
         except (OSError, AttributeError):
             continue
     return None

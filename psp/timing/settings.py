@@ -7,7 +7,7 @@ from psp.method.baselines import check_sparsity
 from psp.method.structures import check_structure
 from psp.models import check_model
 
-BACKENDS = ("eager", "compile", "onnxruntime", "lanes", "cuda_graph")
+BACKENDS = ("eager", "compile", "onnxruntime", "openvino", "lanes", "cuda_graph")
 PRECISIONS = ("float32", "bfloat16")
 NO_GPU = "no GPU here"
 

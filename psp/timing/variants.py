@@ -1,6 +1,7 @@
 """The ways in which one network is run: a function without arguments for each, or why there is none."""
 
 import copy
+import importlib.util
 import io
 import shutil
 import sys
@@ -20,13 +21,15 @@ def make_variant(backend, precision, model, images, threads):
         precision: one of `psp.timing.settings.PRECISIONS`, the names of torch's types.
         model: in evaluation mode, float32, on the device of `images`; it stays as it is.
         images: N×C×H×W, float32.
-        threads: of onnxruntime; those of torch are set where it is timed.
+        threads: of onnxruntime and OpenVINO; those of torch are set where it is timed.
     """
     reason = unavailable(backend, precision, images.device)
     if reason:
         return reason
     if backend == "onnxruntime":
         return _onnxruntime(model, images, threads)
+    if backend == "openvino":
+        return _openvino(model, images, precision, threads)
     layout = {"dtype": getattr(torch, precision), "memory_format": torch.channels_last}
     images = images.to(**layout)
     model = copy.deepcopy(model).to(**layout)
@@ -43,6 +46,10 @@ def unavailable(backend, precision, device):
         return "the onnxruntime package that we install runs on CPUs only"
     if backend == "onnxruntime" and precision != "float32":
         return "onnxruntime has no bfloat16 convolution on a CPU"
+    if backend == "openvino" and device.type != "cpu":
+        return "OpenVINO is timed on CPUs only"
+    if backend == "openvino" and not importlib.util.find_spec("openvino"):
+        return "openvino is not installed"
     if backend == "lanes" and device.type != "cpu":
         return "psp.freeze is for CPUs only"
     if backend == "cuda_graph" and device.type != "cuda":
@@ -108,6 +115,24 @@ def _onnxruntime(model, images, threads):
     session = onnxruntime.InferenceSession(to_onnx(model, images), options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: images.contiguous().numpy()}
     return lambda: session.run(None, feed)
+
+
+def _openvino(model, images, precision, threads):
+    """Weights and images stay float32: that products are of bfloat16 is a hint, which the processor decides on."""
+    import openvino
+
+    core = openvino.Core()
+    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "OpenVINO has no bfloat16 on this processor"
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
+    settings["INFERENCE_PRECISION_HINT"] = {"float32": "f32", "bfloat16": "bf16"}[precision]
+    try:
+        compiled = core.compile_model(core.read_model(to_onnx(model, images)), "CPU", settings)
+    except RuntimeError as error:  # an operation that it has not
+        return f"OpenVINO cannot convert it: {str(error).splitlines()[-1]}"
+    request, feed = compiled.create_infer_request(), images.contiguous().numpy()
+    request.set_input_tensor(openvino.Tensor(feed, shared_memory=True))
+    return request.infer
 
 
 def to_onnx(model, images):

@@ -18,13 +18,14 @@ import psp
 from psp import native
 from psp.errors import ConfigError, KernelError
 from psp.extraction.rewrite import SelectChannels
-from psp.frozen.freeze import MACROS, SOURCE
+from psp.frozen.lanes import SOURCE
+from psp.frozen.ways import MACROS
 from psp.kernels import cpu
 from psp.kernels.columns import ColumnSparseConv2d
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 PADS = st.tuples(st.integers(0, 3), st.integers(0, 3))
-BATCHES = (1, 2, 17, 40)
+BATCHES = (1, 2, 3, 17, 40, 65)
 
 
 def has(dtype):
@@ -40,11 +41,14 @@ needs_bfloat16 = pytest.mark.skipif(not has(torch.bfloat16), reason="no bfloat16
 
 
 def error(net, frozen, x):
-    """Largest difference of a frozen network's outputs and those of `net` in float64, relative to the largest."""
+    """Largest difference of outputs and those of `net` in float64, relative to the largest; of a frozen network's by
+    any of the ways that it could be run.
+    """
     with torch.no_grad():
-        expected, got = copy.deepcopy(net).double()(x.double()), frozen(x)
-    assert (got.shape, got.dtype) == (expected.shape, x.dtype)
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6))
+        expected, outputs = copy.deepcopy(net).double()(x.double()), [frozen(x)]
+    outputs += [frozen.run(way, x) for way in getattr(frozen, "ways", ())]
+    assert all((got.shape, got.dtype) == (expected.shape, x.dtype) for got in outputs)
+    return max(float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-6)) for got in outputs)
 
 
 def freeze(net, x):
@@ -233,9 +237,11 @@ def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
         for seed in range(12):
             net, x = random_network(seed), torch.randn(11, 3, 6, 7)
             assert error(net, freeze(net, x), x) < 1e-5
-        assert freeze(net, x).lanes == (8 if "-mavx2" in flags else 4)
-        with pytest.raises(KernelError, match="no products of bfloat16"):
-            freeze(net, x.bfloat16())
+        assert {way.lanes for way in freeze(net, x).ways} == {8 if "-mavx2" in flags else 4}
+        halved = freeze(net, x.bfloat16())
+        assert {way.dtype for way in halved.ways} == {torch.float32}, "no products of bfloat16 here"
+        assert str(halved.way(11)).endswith("lanes, float32")
+        assert error(net, halved, x.bfloat16()) < 0.02
     finally:
         native.load.cache_clear()
 

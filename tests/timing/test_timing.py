@@ -58,17 +58,17 @@ def small_net():
     return net.eval()
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile", "onnxruntime", "lanes"])
+@pytest.mark.parametrize("backend", ["eager", "compile", "onnxruntime", "openvino", "lanes"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_variant_runs_the_same_network(backend, precision):
     net, images = small_net(), torch.randn(2, 3, 8, 8)
     if unavailable(backend, precision, CPU):
         pytest.skip(unavailable(backend, precision, CPU))
     call = make_variant(backend, precision, net, images, threads=1)
-    if backend == "lanes" and isinstance(call, str):
+    if backend in ("lanes", "openvino") and isinstance(call, str):
         pytest.skip(call)
     out = call()
-    out = torch.from_numpy(out[0]) if backend == "onnxruntime" else out
+    out = torch.from_numpy(out[0]) if backend in ("onnxruntime", "openvino") else out
     tolerance = 1e-5 if precision == "float32" else 0.05
     torch.testing.assert_close(out.float(), net(images), rtol=tolerance, atol=tolerance)
     assert net[0].weight.dtype == torch.float32, "the network stays as it is"
@@ -90,6 +90,7 @@ def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert "bfloat16" in make_variant("onnxruntime", "bfloat16", small_net(), torch.zeros(1, 3, 8, 8), 1)
     assert "CPUs only" in unavailable("onnxruntime", "float32", torch.device("cuda"))
     assert "CPUs only" in unavailable("lanes", "float32", torch.device("cuda"))
+    assert "CPUs only" in unavailable("openvino", "float32", torch.device("cuda"))
     unknown = nn.Sequential(nn.GELU()).eval()
     assert "'0' cannot be run" in make_variant("lanes", "float32", unknown, torch.zeros(1, 3, 8, 8), 1)
     assert unavailable("compile", "float32", torch.device("cuda")) == ""

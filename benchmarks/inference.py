@@ -1,0 +1,149 @@
+"""What pruning saves on this machine: every engine on the dense ResNet-20 and on two pruned ones, in one run.
+
+    python benchmarks/inference.py [--threads 2] [--rounds 15] [--without-amx]
+
+Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns. First of the ratios is
+what sparsity itself brings: our own frozen dense network against the pruned one; then the fastest dense network of all
+other engines against the pruned one's fastest variant. Beside them the floor of each precision: the time to move the
+values (each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a
+large matrix product measured in the same run; layers that fuse and stay in the cache can be faster than the former.
+`--without-amx` measures what a processor without AMX would do, on one that has it: oneDNN is told so by
+ONEDNN_MAX_CPU_ISA, psp.freeze by PSP_WITHOUT_AMX. OpenVINO has no such switch and is left out.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+
+CHOSEN = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+CHOSEN.add_argument("--threads", type=int, default=2)
+CHOSEN.add_argument("--rounds", type=int, default=15)
+CHOSEN.add_argument("--without-amx", action="store_true")
+SKIP = ("conv1", "fc")
+BATCHES = (64, 1)
+ENGINES = ("eager", "compile", "onnxruntime", "openvino", "lanes")
+OURS = "lanes"
+NAMES = {OURS: "psp.freeze", "openvino": "OpenVINO"}
+WARM_UP = 3
+CALLS = {64: 1, 1: 10}  # a turn
+
+
+def pruned_networks():
+    """{name: ResNet-20 in evaluation mode}, the dense one without zeros that psp.freeze would leave out."""
+    import torch
+
+    from psp.extraction.extract import extract, fold_batchnorm
+    from psp.timing.networks import random_masks
+    from psp.timing.record import without_zeros
+
+    image = torch.zeros(1, 3, 32, 32)
+    return {
+        "dense": without_zeros(fold_batchnorm(random_masks("resnet20", "column", 0.0, SKIP))),
+        "columns 80 %": extract(random_masks("resnet20", "column", 0.8, SKIP), image),
+        "channels 50 %": extract(random_masks("resnet20", "channel", 0.5, SKIP), image),
+    }
+
+
+def made(networks, images, options):
+    """{(network, engine, precision): a call}, of all that there are here."""
+    from psp.timing.settings import PRECISIONS
+    from psp.timing.variants import make_variant
+
+    calls = {}
+    for name, network in networks.items():
+        for engine in ENGINES:
+            for precision in PRECISIONS:
+                if options.without_amx and engine == "openvino":
+                    continue
+                call = make_variant(engine, precision, network, images, options.threads)
+                if isinstance(call, str):
+                    print(f"{name}, {engine}, {precision}: {call}")
+                else:
+                    calls[name, engine, precision] = call
+    return calls
+
+
+def in_turns(calls, rounds, number):
+    """{name: milliseconds of a call, one of each round} of calls that take turns, after a warm-up."""
+    times = {name: [] for name in calls}
+    for turn in range(WARM_UP + rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            for _ in range(number):
+                call()
+            if turn >= WARM_UP:
+                times[name].append(1e3 * (time.perf_counter() - began) / number)
+    return times
+
+
+def report(batch, networks, times, floors):
+    """Print the table and the ratios of one batch size."""
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"\n## Batch {batch}: ms, medians (quartiles)\n")
+    variants = list(dict.fromkeys((engine, precision) for _, engine, precision in times))
+    print("| | " + " | ".join(f"{NAMES.get(engine, engine)} {precision}" for engine, precision in variants) + " |")
+    print("|---" * (1 + len(variants)) + "|")
+    for network in networks:
+        cells = [cell(times.get((network, *variant))) for variant in variants]
+        print(f"| {network} | " + " | ".join(cells) + " |")
+    print("\n| | realised | against the fastest dense | floors f32: bytes, products | bf16 |\n|---|---|---|---|---|")
+    other = min((n for n in median if n[0] == "dense" and n[1] != OURS), key=median.get)
+    own = {name: min(median[n] for n in median if n[:2] == (name, OURS)) for name in networks}
+    for name in networks:
+        fastest = min((n for n in median if n[0] == name), key=median.get)
+        shown = [f"{1e3 * f['memory_s']:.2f}, {1e3 * f['arithmetic_s']:.2f} ms" for f in floors[name]]
+        against = f"{median[other] / median[fastest]:.2f} × ({NAMES.get(fastest[1], fastest[1])} {fastest[2]})"
+        print(f"| {name} | {own['dense'] / own[name]:.2f} × | {against} | " + " | ".join(shown) + " |")
+    name = f"{NAMES.get(other[1], other[1])} {other[2]}"
+    print(f"\nFastest dense network of another engine: {name}, {median[other]:.2f} ms;")
+    print(f"ours {own['dense']:.2f} ms, {median[other] / own['dense']:.2f} times as fast.")
+
+
+def cell(values):
+    if values is None:
+        return "–"
+    low, median, high = statistics.quantiles(values, n=4)
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def ways(networks, images):
+    """Which way psp.freeze takes, a line for each network and type."""
+    import torch
+
+    import psp
+
+    for name, network in networks.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            print(f"{name}, {str(dtype)[6:]}: {psp.freeze(network, images.to(dtype)).way(len(images))}")
+
+
+def main():
+    options = CHOSEN.parse_args()
+    if options.without_amx:  # before any library is loaded that reads it
+        os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PSP_WITHOUT_AMX": "1"}
+    import torch
+
+    from psp.runs.provenance import device_name, git_commit
+    from psp.timing.floor import floors
+    from psp.timing.settings import PRECISIONS
+    from psp.timing.work import measure_limits, work
+
+    torch.set_num_threads(options.threads)
+    kind = "AMX switched off" if options.without_amx else "as it is"
+    print(f"ResNet-20 on {device_name(torch.device('cpu'))} ({platform.machine()}), {kind}, {options.threads} threads,")
+    print(f"medians of {options.rounds} alternating rounds; commit {git_commit()}")
+    limits = measure_limits(torch.device("cpu"))
+    networks = pruned_networks()
+    for batch in BATCHES:
+        images = torch.randn(batch, 3, 32, 32)
+        times = in_turns(made(networks, images, options), options.rounds, CALLS[batch])
+        least = {n: [floors(work(net, images), limits, p) for p in PRECISIONS] for n, net in networks.items()}
+        report(batch, networks, times, least)
+        print()
+        ways(networks, images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The columns of a convolution as `pixels.c` reads them: in units, which are single columns or pairs of channels."""
+
+from typing import NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+GROUP = 8  # as in pixels.h
+ROWS = 16  # of a tile
+
+
+class Columns(NamedTuple):
+    """Units of a convolution's window: planes and taps, and their weights K×U float32, a pair of bfloat16 as one."""
+
+    planes: torch.Tensor
+    taps: torch.Tensor
+    weight: torch.Tensor
+
+
+def in_units(o, parts, whole):
+    """The `Columns` of a convolution that are needed; with `whole`, all channels of each tap that is."""
+    count = -(-o.reads[0].source.channels // parts)
+    unit = o.taps * count + o.columns // parts
+    wanted = (o.taps.unique()[:, None] * count + torch.arange(count)).flatten() if whole else unit.unique()
+    place = torch.searchsorted(wanted, unit) * parts + o.columns % parts
+    weight = torch.zeros(len(o.weight), len(wanted) * parts, dtype=torch.float64)
+    weight.index_add_(1, place, o.weight.double())
+    if parts == 2 and len(wanted):
+        weight = weight.bfloat16().view(torch.float32)
+    return Columns(wanted % count, wanted // count, weight.float())
+
+
+def in_groups(weight, parts):
+    """Weights K×U by groups of outputs, in a group by units."""
+    weight = F.pad(weight, (0, 0, 0, -len(weight) % parts))
+    return torch.cat([group.t().flatten() for group in weight.split(GROUP)])
+
+
+def in_tiles(weight):
+    """Weights K×U as tiles of 16 outputs × 16 units."""
+    weight = F.pad(weight, (0, -weight.shape[1] % ROWS, 0, -len(weight) % ROWS))
+    return weight.view(len(weight) // ROWS, ROWS, -1, ROWS).transpose(1, 2)
+
+
+def direct(offsets):
+    """Of every tile's offsets (in units): their distance in bytes if it is always the same, else 0."""
+    steps = offsets.view(-1, ROWS).diff(dim=1)
+    return torch.where((steps == steps[:, :1]).all(1) & (steps[:, 0] > 0), 4 * steps[:, 0], 0)

@@ -1,0 +1,53 @@
+/* What pixels.c and tiles.h share: the program, made by psp.frozen.pixels, and how a vector of outputs is finished. */
+#include "vectors.h"
+
+enum { GROUP = 8, BLOCK = 3, CONV = 0, COMBINE = 1, POOL_MAX = 2, POOL_MEAN = 3 };
+#define UNROLLED _Pragma("GCC unroll 8")
+#define INLINE static inline __attribute__((always_inline))
+
+/* A map as an operation reads it, in units: pixel (0, 0) of its first plane, and the distances between planes, rows. */
+typedef struct {
+    int64_t begin, plane, pitch, height, width, stride_h, stride_w;
+    const int32_t *index; /* of every output channel its channel here, or −1 */
+    const int32_t *place; /* of every output position its distance here; NULL where they are the same */
+} map;
+
+typedef struct {
+    int64_t kind, relu, out, plane, channels, height, width, pitch, vectors;
+    int64_t kernel_h, kernel_w, pad_h, pad_w, count_padding;
+    int64_t steps, tiled; /* of CONV: columns (or pairs of them), and whether by tiles */
+    const int32_t *mask;  /* of every output position all bits, or none where there is no pixel */
+    const int32_t *offset, *direct;
+    const float *weight, *tile, *bias, *scale;
+    map x, other; /* `other` has no index where there is none */
+} operation;
+
+INLINE int64_t whole_units(int64_t channels) { return (channels + PARTS - 1) / PARTS * PARTS; }
+
+INLINE vec at(const map *m, const unit *memory, int64_t offset, int64_t v) {
+    const unit *from = memory + m->begin + offset;
+    return m->place ? gather(from, m->place + v * LANES) : load(from + v * LANES);
+}
+
+/* Channel k of an operation, as a map that it reads has it; zeros where it has none. */
+INLINE vec taken(const map *m, const unit *memory, int64_t k, int64_t v) {
+    const int32_t index = m->index ? m->index[k] : -1;
+    if (index < 0) return (vec){0};
+    return channel(at(m, memory, index / PARTS * m->plane, v), index % PARTS);
+}
+
+/* Write channels k to k + PARTS − 1 of vector v of an operation's result. */
+INLINE void finish(const operation *o, unit *memory, vec *sum, int64_t k, int64_t v) {
+    for (int p = 0; p < PARTS; p++) {
+        if (o->other.index && k + p < o->channels) sum[p] += taken(&o->other, memory, k + p, v);
+        if (o->relu) sum[p] = (vec)((bits)sum[p] & ~(bits)(sum[p] < 0)); /* a NaN stays */
+    }
+    const vec kept = (vec)((bits)join(sum) & (bits)load(o->mask + v * LANES));
+    store(memory + o->out + k / PARTS * o->plane + v * LANES, kept);
+}
+
+/* The windows of vectors v to v + many − 1, side by side: for each vector all of its columns. */
+INLINE void pack(const operation *o, const unit *memory, unit *window, int64_t v, int64_t many) {
+    for (int64_t i = 0; i < many; i++)
+        for (int64_t j = 0; j < o->steps; j++, window += LANES) store(window, at(&o->x, memory, o->offset[j], v + i));
+}

@@ -1,0 +1,171 @@
+"""Neighbouring pixels as the lanes of vector registers: what `pixels.c` needs of a plan, and its call."""
+
+import ctypes
+from math import prod
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from psp.frozen import structs
+from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units
+from psp.frozen.layout import ALIGNED, Layouts, rounded
+from psp.frozen.measure import seconds
+from psp.frozen.values import COMBINE, CONV
+from psp.frozen.ways import MACROS, Way
+from psp.kernels.cpu import FLAGS, parallel, team_size
+from psp.native import load
+
+SOURCE = Path(__file__).with_name("pixels.c")
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "tiles.h", "vectors.h"))
+BLOCK = 3  # as in pixels.h
+WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
+
+
+def library(dtype):
+    """pixels.c compiled for a type. Raises KernelError where it cannot be."""
+    return load(SOURCE, (*FLAGS, *MACROS[dtype]), HEADERS)
+
+
+class Pixels(Way):
+    """A plan with pixels as lanes, an image at a time on each thread, or on all of them.
+
+    With `tiles` a convolution is by the matrix unit where that is measured to be faster; `tiled` counts them.
+    """
+
+    example = 1
+
+    def __init__(self, plan, shape, dtype, tiles=False):
+        super().__init__(dtype)
+        self.library = library(dtype)
+        self.lanes = self.library.psp_lanes(ctypes.c_int64(dtype.itemsize))
+        self.parts = 2 if dtype == torch.bfloat16 else 1
+        self.kind = "matrix unit" if tiles else "pixels as lanes"
+        self.source, self.tiles, self.tiled = plan.result.source, tiles, 0
+        self.layouts = Layouts(plan.operations, self.source, self.parts)
+        self.tables = {}
+        self.program = self.make_program(plan.operations, shape)
+
+    def rounds(self, images, threads):
+        """In units of what one thread takes for an image, the time of a batch."""
+        shared = images % threads
+        return images // threads + shared / threads * (WAITING if threads > 1 else 1)
+
+    def run(self, x, y, threads):
+        program = self.program
+        program.images, program.threads = len(x), threads
+        program.stride_n, program.stride_c, program.stride_h, program.stride_w = x.stride()
+        pointers = [ctypes.c_void_p(a) for a in (x.data_ptr(), y.data_ptr(), self.room(4 * threads * program.memory))]
+        self.library.psp_run(ctypes.byref(program), *pointers, parallel(), team_size())
+
+    def make_program(self, operations, shape):
+        first, last, maps = operations[0], self.source, self.layouts
+        units = rounded(maps.units)
+        most = max((prod(o.kernel) * (o.reads[0].source.channels + 1) for o in operations if o.kind == CONV), default=0)
+        made = structs.PixelProgram(operations=len(operations) - 1, window=units)
+        made.memory = units + rounded(most, ROWS) * BLOCK * ALIGNED
+        made.x, made.plane, made.pitch = maps.pixel(first), maps[first].plane, maps[first].pitch
+        made.channels, made.height, made.width = shape
+        made.y, made.y_plane, made.y_pitch = maps.pixel(last), maps[last].plane, maps[last].pitch
+        made.y_channels, made.y_height, made.y_width = last.channels, last.height, last.width
+        self.memory_size = made.memory
+        made.operation = self.array(structs.PixelOperation, map(self.make_operation, operations[1:]))
+        made.tiles = self.tiled > 0
+        return made
+
+    def make_operation(self, o):
+        layout = self.layouts[o]
+        made = structs.PixelOperation(kind=o.kind, relu=o.relu, out=self.layouts.pixel(o), plane=layout.plane)
+        made.channels, made.height, made.width, made.pitch = o.channels, o.height, o.width, layout.pitch
+        made.vectors, made.mask = -(-layout.positions // self.lanes), self.mask(o)
+        (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
+        made.count_padding = o.count_padding
+        made.x = self.make_map(o, o.reads[0], o.stride)
+        made.other = self.make_map(o, o.reads[1]) if len(o.reads) > 1 else structs.Planes()
+        if o.bias is not None:
+            made.bias = self.pointer(F.pad(o.bias.float(), (0, 1)))
+        if o.kind == COMBINE:
+            made.scale = self.pointer(o.reads[0].scale.float())
+        return self.fastest(o, made) if o.kind == CONV else made
+
+    def make_map(self, o, value, stride=(1, 1)):
+        source, layout = value.source, self.layouts[value.source]
+        steps = value.step[0] * stride[0], value.step[1] * stride[1]
+        sizes = layout.plane, layout.pitch, source.height, source.width, *steps
+        index, place = self.pointer(value.index.int()), self.place(o, value, steps)
+        return structs.Planes(self.layouts.pixel(source), *sizes, index, place)
+
+    def fastest(self, o, made):
+        """The convolution by vectors, or by tiles of its columns or of whole taps: what is measured to be fastest."""
+        ways = [self.by_vectors(o, made)]
+        if self.tiles and o.weight.shape[1]:
+            ways += [self.by_tiles(o, made, whole) for whole in (False, True)]
+        chosen = min(ways, key=self.time) if len(ways) > 1 else ways[0]
+        self.tiled += chosen.tiled
+        return chosen
+
+    def by_vectors(self, o, made):
+        made = structs.PixelOperation.from_buffer_copy(made)
+        columns = in_units(o, self.parts, whole=False)
+        made.steps = len(columns.taps)
+        made.offset = self.pointer(self.offsets(o, columns))
+        made.weight = self.pointer(in_groups(columns.weight, self.parts))
+        return made
+
+    def by_tiles(self, o, made, whole):
+        made = structs.PixelOperation.from_buffer_copy(made)
+        columns = in_units(o, self.parts, whole)
+        offsets = self.offsets(o, columns)
+        # What fills a last tile has weights of zero, and must be a number where the others are.
+        offsets = torch.cat([offsets, offsets[-1:].expand(-len(offsets) % ROWS)])
+        made.steps, made.tiled, made.offset = len(offsets), 1, self.pointer(offsets)
+        distances = torch.zeros(len(offsets) // ROWS, dtype=torch.int32) if made.x.place else direct(offsets).int()
+        made.direct, made.tile = self.pointer(distances), self.pointer(in_tiles(columns.weight))
+        return made
+
+    def offsets(self, o, columns):
+        """How far from an output's position, in units, each of its columns is."""
+        x, layout = o.reads[0], self.layouts[o.reads[0].source]
+        down, right = (x.step[i] * (torch.arange(o.kernel[i]) * o.dilation[i] - o.before[i]) for i in (0, 1))
+        row, column = down[columns.taps // o.kernel[1]], right[columns.taps % o.kernel[1]]
+        return (columns.planes * layout.plane + row * layout.pitch + column).int()
+
+    def time(self, operation):
+        room = self.room(4 * self.memory_size)
+        window = room + 4 * rounded(self.layouts.units)
+        run, pointer = self.library.psp_operation, ctypes.byref(operation)
+        addresses = ctypes.c_void_p(room), ctypes.c_void_p(window)
+        return seconds(lambda: run(pointer, *addresses, ctypes.c_int64(4)))
+
+    def mask(self, o):
+        """Address of all bits where a position is a pixel, none where it is between rows or behind the last."""
+        return self.table(("mask", o.height, o.width), lambda: -pixels(self.layouts[o], o).int())
+
+    def place(self, o, value, steps):
+        """Address of where output positions are in a map, for `gather`; None where they are the same."""
+        layout, source = self.layouts[o], self.layouts[value.source]
+        if steps == (1, 1) and (o.height, o.width) == (value.source.height, value.source.width):
+            return None
+
+        def make():
+            row = torch.arange(positions(layout)) // layout.pitch
+            column = torch.arange(positions(layout)) % layout.pitch
+            return (pixels(layout, o) * (row * steps[0] * source.pitch + column * steps[1])).int()
+
+        return self.table((o.height, o.width, steps, source.pitch), make)
+
+    def table(self, key, make):
+        if key not in self.tables:
+            self.tables[key] = self.pointer(make())
+        return self.tables[key]
+
+
+def positions(layout):
+    """All that are computed, in whole vectors and an even number of them."""
+    return rounded(layout.positions, 2 * ALIGNED)
+
+
+def pixels(layout, o):
+    """Whether each position is a pixel."""
+    place = torch.arange(positions(layout))
+    return (place % layout.pitch < o.width) & (place // layout.pitch < o.height)

@@ -1,0 +1,63 @@
+/* Vectors of neighbouring pixels, for pixels.c: LANES units of four bytes. A unit is one channel of a pixel in float32,
+ * and with BFLOAT16 a pair of channels, which is what products of bfloat16 take.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+enum { LANES = 16, REGISTERS = 32 };
+#elif defined(__AVX__)
+enum { LANES = 8, REGISTERS = 16 };
+#else
+enum { LANES = 4, REGISTERS = 32 };
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
+typedef float unit __attribute__((may_alias));
+
+#if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+enum { PARTS = 2 };
+typedef uint16_t element;
+
+/* Channel `part` of a vector of pairs, in float32. */
+static inline vec channel(vec x, int part) { return part ? (vec)((bits)x >> 16 << 16) : (vec)((bits)x << 16); }
+static inline vec join(const vec *parts) {
+    const __m512i order = (__m512i)((bits){16 << 16, 17 << 16 | 1, 18 << 16 | 2, 19 << 16 | 3, 20 << 16 | 4, 21 << 16 | 5,
+                                           22 << 16 | 6, 23 << 16 | 7, 24 << 16 | 8, 25 << 16 | 9, 26 << 16 | 10,
+                                           27 << 16 | 11, 28 << 16 | 12, 29 << 16 | 13, 30 << 16 | 14, 31 << 16 | 15});
+    const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)parts[1], (__m512)parts[0]);
+    return (vec)_mm512_permutexvar_epi16(order, (__m512i)halves);
+}
+static inline vec add_product(vec sum, vec x, float pair) {
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_ps(pair));
+}
+#else
+enum { PARTS = 1 };
+typedef float element;
+
+static inline vec channel(vec x, int part) { return (void)part, x; }
+static inline vec join(const vec *parts) { return parts[0]; }
+static inline vec add_product(vec sum, vec x, float weight) { return sum + x * weight; }
+#endif
+
+static inline vec load(const void *from) {
+    vec x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+static inline void store(void *to, vec x) { memcpy(to, &x, sizeof x); }
+
+/* Units at these distances. */
+static inline vec gather(const unit *from, const int32_t *place) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_i32gather_ps(_mm512_loadu_si512(place), (const float *)from, 4);
+#else
+    vec x;
+    for (int i = 0; i < LANES; i++) x[i] = from[place[i]];
+    return x;
+#endif
+}

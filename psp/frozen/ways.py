@@ -1,0 +1,48 @@
+"""What the ways to run a plan have in common: the memory that their C structures point to, and one call."""
+
+import ctypes
+
+import torch
+
+from psp.frozen.structs import ALIGNMENT
+
+MACROS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+
+
+class Way:
+    """A plan made ready to run. Not for several threads of Python at a time.
+
+    A subclass has `kind`, a text; `source`, the operation whose result is the output; `rounds(images, threads)`, the
+    time of a batch in units of what one thread takes for `example` images; `run(x, y, threads)`.
+    """
+
+    def __init__(self, dtype):
+        self.dtype = dtype
+        self.kept = []  # what pointers point to
+        self.memory = torch.zeros(0, dtype=torch.uint8)
+
+    def __str__(self):
+        return f"{self.kind}, {str(self.dtype).removeprefix('torch.')}"
+
+    def __call__(self, x, threads):
+        """N×H×W×C of N×C×H×W images, in this way's type."""
+        y = torch.empty(len(x), self.source.height, self.source.width, self.source.channels, dtype=self.dtype)
+        self.run(x.to(self.dtype), y, threads)
+        return y
+
+    def room(self, size):
+        """Address of so many bytes, zeros at first, that stay from call to call."""
+        if len(self.memory) < size + ALIGNMENT:
+            self.memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
+        return -(-self.memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+
+    def pointer(self, tensor):
+        """Address of a tensor that lives as long as this."""
+        self.kept.append(tensor.contiguous())
+        return self.kept[-1].data_ptr()
+
+    def array(self, kind, items):
+        """Address of an array of structures that lives as long as this."""
+        items = list(items)
+        self.kept.append((kind * len(items))(*items))
+        return ctypes.addressof(self.kept[-1])

@@ -1,0 +1,142 @@
+"""How a frozen network is run: by which instructions, and what is measured to decide it."""
+
+import copy
+import os
+import subprocess
+
+import pytest
+import torch
+from networks import network, prune
+from torch import nn
+
+import psp
+from psp import native
+from psp.frozen.freeze import available
+from psp.frozen.layout import Layouts
+from psp.frozen.pixels import HEADERS, SOURCE, Pixels
+from psp.frozen.planner import Planner
+from psp.kernels import cpu
+
+KINDS = {str(dtype)[6:]: list(available(dtype)) for dtype in (torch.float32, torch.bfloat16)} if cpu.available() else {}
+pytestmark = pytest.mark.skipif(not KINDS, reason="no C compiler here")
+needs_tiles = pytest.mark.skipif(len(KINDS.get("bfloat16", ())) < 5, reason="no AMX here")
+
+
+def of_kind(frozen, kind):
+    return next(way for way in frozen.ways if str(way) == kind)
+
+
+def error(net, got, x):
+    with torch.no_grad():
+        expected = copy.deepcopy(net).double()(x.double())
+    return float((got - expected).abs().max() / expected.abs().max())
+
+
+@needs_tiles
+@pytest.mark.parametrize("choose", [lambda self, o: -o.tiled * o.steps, lambda self, o: (-o.tiled, o.steps)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
+def test_tiles_of_kept_columns_and_of_whole_taps(monkeypatch, choose, sparsity):
+    """Odd channels, a strided layer, more outputs than two tiles have, a residual sum; both kinds of tiles forced."""
+    monkeypatch.setattr(Pixels, "time", choose)
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 21, 3, padding=1), nn.ReLU(), nn.Conv2d(21, 64, 3, 2, 1), nn.Conv2d(64, 70, 3, padding=1)]
+    for layer in layers[2:]:
+        layer.weight.data *= torch.rand(1, *layer.weight.shape[1:]) >= sparsity
+    net, x = nn.Sequential(*layers).eval(), torch.randn(5, 3, 19, 23).bfloat16()
+    frozen = psp.freeze(net, x)
+    way = of_kind(frozen, "matrix unit, bfloat16")
+    assert way.tiled == 3
+    reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
+    assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
+
+
+@needs_tiles
+def test_tiles_and_vectors_compute_the_same():
+    """The same sums of the same products of bfloat16, but for their order."""
+    net, x = network("resnet20")
+    smaller, images = (
+        psp.extract(prune(net, "column", lambda layer, alpha: 0.6), x),
+        torch.randn(3, 3, 16, 16).bfloat16(),
+    )
+    frozen = psp.freeze(smaller, images)
+    tiles, vectors = (
+        frozen.run(of_kind(frozen, f"{kind}, bfloat16"), images) for kind in ("matrix unit", "pixels as lanes")
+    )
+    torch.testing.assert_close(tiles, vectors, rtol=0.03, atol=0.03 * float(vectors.abs().max()))
+
+
+@needs_tiles
+def test_without_amx(monkeypatch):
+    monkeypatch.setenv("PSP_WITHOUT_AMX", "1")
+    frozen = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8).bfloat16())
+    assert not any("matrix unit" in str(way) for way in frozen.ways)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_that_share_an_image_compute_what_one_does(threads, dtype):
+    net, x = network("resnet20")
+    net, x, before = net.eval(), torch.randn(3, 3, 16, 16).to(dtype), torch.get_num_threads()
+    frozen = psp.freeze(net, x)
+    try:
+        for way in frozen.ways:
+            torch.set_num_threads(1)
+            alone = [frozen.run(way, x[:n]) for n in (1, 2, 3)]
+            torch.set_num_threads(threads)
+            for n, expected in enumerate(alone, 1):
+                assert torch.equal(frozen.run(way, x[:n]), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_fastest_way_is_taken():
+    frozen = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8))
+    for fastest in frozen.ways:
+        frozen.seconds = {way: 1.0 if way is fastest else 1e6 for way in frozen.ways}
+        assert frozen.way(1) is frozen.way(64) is fastest
+
+
+def test_lanes_over_images_take_as_long_for_one_image_as_for_all():
+    lanes, pixels = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8)).ways
+    assert lanes.rounds(1, 2) == lanes.rounds(2 * lanes.lanes, 2) == 1
+    assert pixels.rounds(64, 2) == 32
+    assert 0.5 < pixels.rounds(1, 2) < 1
+
+
+def test_maps_that_live_at_once_do_not_overlap():
+    """And one that is no longer needed leaves its place to another of its size."""
+    net, _ = network("resnet20")
+    plan = Planner(torch.fx.symbolic_trace(net.eval()), 3, 16, 16)
+    layouts = Layouts(plan.operations, plan.result.source, parts=1)
+    ends = {o: layouts.begins[o] + layouts[o].plane * o.channels for o in plan.operations}
+    last = {value.source: i for i, o in enumerate(plan.operations) for value in o.reads}
+    for i, o in enumerate(plan.operations):
+        for other in plan.operations[:i]:
+            apart = ends[other] <= layouts.begins[o] or ends[o] <= layouts.begins[other]
+            assert apart or last[other] < i
+    assert layouts.units < sum(layouts[o].plane * o.channels for o in plan.operations) / 2
+
+
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake", "sapphirerapids"])
+@pytest.mark.parametrize("macros", [(), ("-DBFLOAT16",)])
+def test_the_code_of_every_processor_compiles(tmp_path, processor, macros):
+    if "__x86_64__" not in native.output(["cc", "-dM", "-E", "-x", "c", os.devnull]):
+        pytest.skip("no compiler for x86-64 here")
+    made = tmp_path / "pixels.s"
+    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", f"-march={processor}", *macros, "-S", str(SOURCE)]
+    result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
+    if "bad value" in result.stderr or "unknown target" in result.stderr:
+        pytest.skip(f"this compiler does not know {processor}")
+    assert not result.returncode, result.stderr
+    assert ("tdpbf16ps" in made.read_text()) == (bool(macros) and processor in ("cooperlake", "sapphirerapids"))
+
+
+def test_what_is_compiled_anew_is_announced_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = native.library(SOURCE, cpu.FLAGS, HEADERS)
+    assert "psp: compiling pixels.c for this processor, once" in capsys.readouterr().err
+    assert native.library(SOURCE, cpu.FLAGS, HEADERS) == first
+    assert not capsys.readouterr().err
+    other = tmp_path / "other.h"
+    other.write_text("/* a header that has changed */")
+    assert native.library(SOURCE, cpu.FLAGS, (*HEADERS, other)) != first
