@@ -27,6 +27,7 @@ ENGINES = ("eager", "compile", "onnxruntime", "openvino", "lanes")
 OURS = "lanes"
 NAMES = {OURS: "psp.freeze", "openvino": "OpenVINO"}
 WARM_UP = 3
+LEFT_OUT = "OpenVINO is left out, which cannot be told to do without AMX: other engines are those that are shown."
 CALLS = {64: 1, 1: 10}  # a turn
 
 
@@ -134,6 +135,8 @@ def main():
     kind = "AMX switched off" if options.without_amx else "as it is"
     print(f"ResNet-20 on {device_name(torch.device('cpu'))} ({platform.machine()}), {kind}, {options.threads} threads,")
     print(f"medians of {options.rounds} alternating rounds; commit {git_commit()}")
+    if options.without_amx:
+        print(LEFT_OUT)
     limits = measure_limits(torch.device("cpu"))
     networks = pruned_networks()
     for batch in BATCHES:

@@ -1,4 +1,6 @@
-"""A network as one compiled function for batches on a CPU: `freeze` plans layers and memory, `lanes.c` runs them.
+"""A network as one compiled function on a CPU: `freeze` plans its layers, and takes the fastest way to run them here.
+
+`lanes.c` has images as the lanes of vector registers, `pixels.c` neighbouring pixels, with `tiles.h` for AMX.
 
 May use: extraction, kernels, method.
 """

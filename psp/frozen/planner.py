@@ -1,4 +1,4 @@
-"""A network as the short list of operations that `lanes.c` runs.
+"""A network as the short list of operations that `lanes.c` and `pixels.c` run.
 
 Most of a graph is no work of its own. What selects channels or pixels, puts in constants, scales or concatenates is
 only noted in a `Value`, and the next convolution or sum reads from where that says. A ReLU belongs to the operation

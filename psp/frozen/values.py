@@ -1,4 +1,4 @@
-"""What a network of lanes is made of: operations, and the values between them as their readers see them."""
+"""What a frozen network is made of: operations, and the values between them as their readers see them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
