@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from psp.kernels import column_conv2d, cpu
-from psp.runs.record import device_name, git_commit
+from psp.runs.provenance import device_name, git_commit
 
 SHAPES = ((16, 32), (32, 16), (64, 8))  # channels, height and width
 SPARSITIES = (0.0, 0.25, 0.5, 0.76, 0.9)

@@ -22,12 +22,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from psp.data.folders import MEAN, STD, Files
+from psp.data.limits import cores_of_one
 from psp.data.sets import Dataset
 from psp.pipeline.plan import loader_speed
 from psp.runs.config import RunConfig
-from psp.runs.record import device_name, git_commit
+from psp.runs.provenance import device_name, git_commit
 from psp.timing.measure import quartiles
-from psp.training.distributed import cores_of_one
 from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic
 from psp.training.train import choose, compute_as_chosen, start

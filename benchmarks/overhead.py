@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import psp
 from psp.method.structures import ALPHA_SHAPE
-from psp.runs.record import device_name, git_commit
+from psp.runs.provenance import device_name, git_commit
 
 BATCH = 128
 WARMUP = 3

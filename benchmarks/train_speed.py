@@ -26,7 +26,7 @@ from tqdm import tqdm
 import psp
 from psp.data.sets import load
 from psp.runs.config import RunConfig
-from psp.runs.record import device_name, git_commit
+from psp.runs.provenance import device_name, git_commit
 from psp.timing.work import measure_limits
 from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic

@@ -111,9 +111,9 @@ def prepared(network, shape):
         check_plain(network)
         check_evaluation(network)
         network = copy.deepcopy(network)
-        network = network if isinstance(network, fx.GraphModule) else trace(network, 1)
-        dtype = next((p.dtype for p in network.parameters()), torch.float32)
-        Shapes(network, "shape").run(torch.zeros(1, *shape, dtype=dtype))
+        image = torch.zeros(1, *shape, dtype=next((p.dtype for p in network.parameters()), torch.float32))
+        network = network if isinstance(network, fx.GraphModule) else trace(network, (image,))
+        Shapes(network, "shape").run(image)
         make_pure(network)
     except ExtractError as error:
         raise KernelError(str(error)) from error

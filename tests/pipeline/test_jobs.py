@@ -57,6 +57,7 @@ def test_what_is_wrong_with_the_command_is_found_before_any_run(started):
 
 def test_without_names_all_runs_of_the_profile_are_trained_and_a_failure_is_the_exit_status(started, monkeypatch):
     monkeypatch.setattr(pipeline, "load_profile", lambda name: PROFILE)
+    monkeypatch.setattr(pipeline, "check_stages", lambda name: None)
     with pytest.raises(SystemExit, match=r"^error: 1 of 3 runs failed: b"):
         pipeline.main(["train", "elsewhere", "--jobs", "3"])
     assert sorted(command[3] for command, _ in started) == ["a", "b", "c"]

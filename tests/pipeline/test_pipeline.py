@@ -260,7 +260,7 @@ def test_other_images_than_promised_are_refused(tmp_path, monkeypatch):
         pipeline.check_data(profile, "digits")
     for torn, what in (("{", "is no JSON file"), ("[]", "holds no names and values"), ("\xff", "is no JSON file")):
         path.write_text(torn, "latin-1")
-        with pytest.raises(ConfigError, match=rf"data.json {what} .*; run again: python -m psp.pipeline data else"):
+        with pytest.raises(ConfigError, match=rf"digits.json {what} .*; run again: python -m psp.pipeline data else"):
             pipeline.check_data(profile, "digits")
 
 
