@@ -36,7 +36,9 @@ def train_run(profile, run, in_notebook=True):
     config, record = profile.config(run), profile.record_path(run)
     launched = distributed.is_torchelastic_launched()
     first = not launched or os.environ["RANK"] == "0"
-    finished = first and Checkpoint(CHECKPOINTS, config, check_data(profile, config.dataset)).finished_record()
+    finished = first and finished_before(profile, config)
+    if first and not finished:
+        check_data(profile, config.dataset)
     if in_notebook and not launched and not finished:
         execute("train", profile.notebook_path(run), {**config.as_dict(), "record_path": str(record)})
     else:
@@ -44,6 +46,15 @@ def train_run(profile, run, in_notebook=True):
         if first:
             write_json(trained, record)
     return f"{run}: see {record.relative_to(ROOT)}"
+
+
+def finished_before(profile, config):
+    """The record of a run that has ended on the images that the data stage has described; None if there is none."""
+    path = profile.data_path(config.dataset)
+    if not path.is_file():
+        return None
+    promised = read_json(path, f"run again: {data_stage(profile, config.dataset)}")
+    return Checkpoint(CHECKPOINTS, config, promised.get("sha256")).finished_record()
 
 
 def train_ahead(profile, run):
@@ -71,9 +82,9 @@ def ahead(profile, jobs):
 
 
 def check_data(profile, dataset):
-    """The sha256 of a data set. Raises DataError unless it is the one that the profile's data stage has described."""
+    """Raise DataError unless the images at hand are those that the profile's data stage has described."""
     path = profile.data_path(dataset)
-    stage = f"python -m psp.pipeline data {profile.name} {dataset}"
+    stage = data_stage(profile, dataset)
     promised = read_json(path, f"run again: {stage}") if path.is_file() else None
     found = load(dataset).summary()
     if promised is None:
@@ -83,4 +94,8 @@ def check_data(profile, dataset):
             f"{dataset} at hand is {found}, but {path} promises {promised}; "
             f"if the images at hand are right, run again: {stage}"
         )
-    return found["sha256"]
+
+
+def data_stage(profile, dataset):
+    """The command that describes an image set."""
+    return f"python -m psp.pipeline data {profile.name} {dataset}"
