@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-GROUP = 8  # as in pixels.h
+GROUP = 8  # as in registers.h
 ROWS = 16  # of a tile
 
 

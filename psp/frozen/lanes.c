@@ -14,21 +14,7 @@
  *     POOL_MAX, POOL_MEAN of a window
  * Written in the vector extensions of GCC and Clang.
  */
-#include <math.h>
-#include <stdint.h>
-
-#if defined(__AVX512F__)
-enum { LANES = 16, REGISTERS = 32 };
-#elif defined(__AVX__)
-enum { LANES = 8, REGISTERS = 16 };
-#else
-enum { LANES = 4, REGISTERS = 32 };
-#endif
-enum { GROUP = 8, CONV = 0, COMBINE = 1, POOL_MAX = 2, POOL_MEAN = 3 };
-
-typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
-typedef void parallel_fn(void (*work)(void *), void *argument, unsigned threads, unsigned flags);
+#include "registers.h"
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>

@@ -15,7 +15,13 @@ from psp.kernels.cpu import FLAGS, parallel
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("lanes.c")
-GROUP = 8  # as in lanes.c
+HEADERS = (Path(__file__).with_name("registers.h"),)
+GROUP = 8  # as in registers.h
+
+
+def library(dtype):
+    """lanes.c compiled for a type. Raises KernelError where it cannot be."""
+    return load(SOURCE, (*FLAGS, *MACROS[dtype]), HEADERS)
 
 
 class Lanes(Way):
@@ -25,7 +31,7 @@ class Lanes(Way):
 
     def __init__(self, plan, shape, dtype):
         super().__init__(dtype)
-        self.library = load(SOURCE, (*FLAGS, *MACROS[dtype]))
+        self.library = library(dtype)
         self.lanes = self.library.psp_lanes(ctypes.c_int64(dtype.itemsize))
         self.source = plan.result.source
         self.begins, self.vectors = allocate(plan.operations, self.source)

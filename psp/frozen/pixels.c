@@ -11,8 +11,6 @@
 #include "tiles.h"
 #include <sched.h>
 
-typedef void parallel_fn(void (*work)(void *), void *argument, unsigned threads, unsigned flags);
-
 typedef struct {
     int64_t images, operations, memory, threads, tiles; /* memory: units a thread; tiles: whether a layer uses them */
     int64_t x, plane, pitch, channels, height, width, stride_n, stride_c, stride_h, stride_w; /* the input's map */

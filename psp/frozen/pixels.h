@@ -1,7 +1,7 @@
 /* What pixels.c and tiles.h share: the program, made by psp.frozen.pixels, and how a vector of outputs is finished. */
 #include "vectors.h"
 
-enum { GROUP = 8, BLOCK = 3, CONV = 0, COMBINE = 1, POOL_MAX = 2, POOL_MEAN = 3 };
+enum { BLOCK = 3 };
 #define UNROLLED _Pragma("GCC unroll 8")
 #define INLINE static inline __attribute__((always_inline))
 

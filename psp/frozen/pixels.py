@@ -17,7 +17,7 @@ from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("pixels.c")
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "tiles.h", "vectors.h"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "registers.h", "tiles.h", "vectors.h"))
 BLOCK = 3  # as in pixels.h
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 

@@ -1,22 +1,12 @@
 /* Vectors of neighbouring pixels, for pixels.c: LANES units of four bytes. A unit is one channel of a pixel in float32,
  * and with BFLOAT16 a pair of channels, which is what products of bfloat16 take.
  */
-#include <math.h>
-#include <stdint.h>
+#include "registers.h"
 #include <string.h>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
-enum { LANES = 16, REGISTERS = 32 };
-#elif defined(__AVX__)
-enum { LANES = 8, REGISTERS = 16 };
-#else
-enum { LANES = 4, REGISTERS = 32 };
-#endif
-typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
-typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
 typedef float unit __attribute__((may_alias));
 
 #if defined(BFLOAT16) && defined(__AVX512BF16__) && defined(__AVX512BW__)

@@ -18,9 +18,7 @@ import psp
 from psp import native
 from psp.errors import ConfigError, KernelError
 from psp.extraction.rewrite import SelectChannels
-from psp.frozen.lanes import SOURCE
-from psp.frozen.ways import MACROS
-from psp.kernels import cpu
+from psp.frozen.lanes import library
 from psp.kernels.columns import ColumnSparseConv2d
 
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -31,7 +29,7 @@ BATCHES = (1, 2, 3, 17, 40, 65)
 def has(dtype):
     """Whether this machine can freeze networks of a type."""
     try:
-        return bool(native.load(SOURCE, (*cpu.FLAGS, *MACROS[dtype])).psp_lanes(dtype.itemsize))
+        return bool(library(dtype).psp_lanes(dtype.itemsize))
     except KernelError:
         return False
 
