@@ -2,7 +2,8 @@
 
 from operator import attrgetter
 
-from psp.kernels.spread import LAYERS, SpreadWeight, outputs_first, spread
+from psp.kernels.spread import SpreadWeight, outputs_first, spread
+from psp.method.choose import LAYERS
 
 # Fewer zeros than these in a weight are not worth saying where they are.
 WORTH = 8

@@ -8,8 +8,6 @@ from functools import cache
 
 from torch import nn
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Linear)
-
 
 class SpreadWeight(nn.Module):
     """A matrix, or a tensor seen as one of its first axis and all others, of which the nonzero part is stored."""

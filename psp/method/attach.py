@@ -5,8 +5,6 @@ normalizations that follow (`psp.method.place`), γ and β of these are parametr
 child of the layer, called `structure`.
 """
 
-from collections import defaultdict
-
 import torch
 from torch.nn.utils import parametrize
 
@@ -35,16 +33,13 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
     if couple:
         made |= coupled(model, chosen, made)
-    on_normalization = defaultdict(list)
     for name, layer in layers.items():
         if name not in behind:
             parametrize.register_parametrization(layer, "weight", made[name])
             continue
         layer.add_module("structure", made[name].train(layer.training))
         for norm, first, count in behind[name]:
-            on_normalization[norm].append((first, made[name], count))
-    for norm, scales in on_normalization.items():
-        put_behind(model.get_submodule(norm), scales)
+            scale_behind(model.get_submodule(norm)).add(first, count, made[name])
     return model
 
 
@@ -96,19 +91,21 @@ def coupled(model, chosen, made):
     return {name: Coupled(made[leader]) for leader, *others in groups for name in others}
 
 
-def put_behind(norm, scales):
-    """Multiply γ and β of a normalization by what `scales` make of their channels: (first, scale, how many)."""
-    earlier = [] if not parametrize.is_parametrized(norm, "weight") else norm.parametrizations.weight
-    known = [p for p in earlier if isinstance(p, OnNormalization)]
-    if known:  # layers that were parameterized before
-        scales = scales + [(*pair, count) for pair, count in zip(known[0].scales, known[0].channels, strict=True)]
-    scales = sorted(scales, key=lambda entry: entry[0])
-    pairs, channels = [entry[:2] for entry in scales], [entry[2] for entry in scales]
-    for parametrization in known or [OnNormalization(pairs, channels)]:
-        parametrization.scales, parametrization.channels = tuple(pairs), channels
-        if not known:
-            for name in affine(norm):
-                parametrize.register_parametrization(norm, name, parametrization)
+def scaling_of(norm):
+    """The `OnNormalization` that multiplies γ and β of a normalization, or None."""
+    if not parametrize.is_parametrized(norm, "weight"):
+        return None
+    return next((p for p in norm.parametrizations.weight if isinstance(p, OnNormalization)), None)
+
+
+def scale_behind(norm):
+    """The `OnNormalization` of a normalization, which gets one where it has none."""
+    scaling = scaling_of(norm)
+    if scaling is None:
+        scaling = OnNormalization()
+        for name in affine(norm):
+            parametrize.register_parametrization(norm, name, scaling)
+    return scaling
 
 
 def affine(norm):
@@ -134,12 +131,7 @@ def parametrizations(model):
 
 def behind(model):
     """{name: normalization} of those whose γ and β the α of layers multiply."""
-    return {
-        name: norm
-        for name, norm in model.named_modules()
-        if parametrize.is_parametrized(norm, "weight")
-        and any(isinstance(p, OnNormalization) for p in norm.parametrizations.weight)
-    }
+    return {name: norm for name, norm in model.named_modules() if scaling_of(norm) is not None}
 
 
 def originals(module, name="weight"):

@@ -89,8 +89,8 @@ class _Walk:
             if self._normalizes(user):
                 count = len(self.model.get_submodule(user.target).weight)
                 ends = [(user.target, 0, count) if first is None else (user.target, first, self.count)]
-            elif user.target in CONCATENATIONS and self._channels_before(user, node) is not None:
-                ends = self.targets(user, (first or 0) + self._channels_before(user, node))
+            elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
+                ends = self.targets(user, (first or 0) + before)
             else:
                 ends = self.targets(user, first) if self._passes(user) else []
             if not ends:

@@ -29,11 +29,7 @@ ALPHA_SHAPE = {
     "channel": lambda k, c, taps: (k, 1, *(1 for _ in taps)),  # an output channel, also called filter
     "input_channel": lambda k, c, taps: (1, c, *(1 for _ in taps)),  # all that a layer reads of one channel
     "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
-    "layer": lambda k, c, taps: (
-        1,
-        1,
-        *(1 for _ in taps),
-    ),  # the whole weight; only where a bypass exists (psp.method.choose)
+    "layer": lambda k, c, taps: (1, 1, *(1 for _ in taps)),  # the whole weight; only where a bypass exists (choose.py)
 }
 
 

@@ -73,20 +73,24 @@ class Coupled(nn.Module):
 class OnNormalization(nn.Module):
     """The parametrization of γ or β of a normalization: the entries of some channels times their layers' ν(α).
 
-    `scales` are pairs of the first channel, in γ, and the scale of a layer, which holds its α. Several layers can share
-    a normalization, as those do whose outputs a dense block concatenates; what belongs to none stays as it is.
+    Several layers can share a normalization, as those do whose outputs a dense block concatenates; what belongs to none
+    stays as it is.
     """
 
-    def __init__(self, scales, channels):
+    def __init__(self):
         super().__init__()
-        self.scales = tuple(scales)  # modules of the layers, not of the normalization
-        self.channels = channels
+        self.spans = ()
+
+    def add(self, first, count, scale):
+        """Have `count` entries from `first` on multiplied by what `scale`, of a layer, makes of its α."""
+        # In tuples, so that α is a parameter of its layer alone.
+        self.spans = tuple(sorted((*self.spans, (first, count, scale)), key=lambda span: span[0]))
 
     def forward(self, values):
-        if [channel for channel, _ in self.scales] == [0] and self.channels[0] == len(values):
-            return self.scales[0][1].forward(values)
         pieces, end = [], 0
-        for (first, scale), count in zip(self.scales, self.channels, strict=True):
+        for first, count, scale in self.spans:
+            if (first, count) == (0, len(values)):
+                return scale.forward(values)
             pieces += [values[end:first], scale.forward(values[first : first + count])]
             end = first + count
         return torch.cat([*pieces, values[end:]])
