@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from psp.errors import ConfigError, RunsFailedError
+from psp.files import ROOT
 from psp.pipeline.plan import minutes
-from psp.pipeline.profiles import ROOT
 
 # The class of the error by which torchrun itself ends, whatever ended its processes.
 TORCHRUN = "ChildFailedError"

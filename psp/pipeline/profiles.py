@@ -124,6 +124,16 @@ def in_table(profile):
     return [load_profile(file_of(profile.name)), profile] if profile.name.endswith("/cifar") else [profile]
 
 
+def content_of(name):
+    """(what the file of a profile says of it, or of a section, where that is in words). Raises ConfigError."""
+    file, _, section = name.partition("/")
+    where = str(profile_path(file).relative_to(ROOT))
+    content = read_profile(file)
+    if section and section not in SECTIONS:
+        raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
+    return (entry(content, section, where), f"{where}, section {section}") if section else (content, where)
+
+
 def run_settings(content, where):
     """{run: its settings, `defaults` among them} of every setting and seed. Raises ConfigError where seeds are none."""
     defaults, runs = entry(content, "defaults", where), {}
@@ -140,14 +150,7 @@ def run_settings(content, where):
 
 def load_profile(name):
     """The `Profile` called `name`, every run of it checked. Raises ConfigError that names file and run."""
-    file, _, section = name.partition("/")
-    where = str(profile_path(file).relative_to(ROOT))
-    content = read_profile(file)
-    if section and section not in SECTIONS:
-        raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
-    if section:
-        content, where = entry(content, section, where), f"{where}, section {section}"
-    runs = {}
+    (content, where), runs = content_of(name), {}
     for run, settings in run_settings(content, where).items():
         try:
             runs[run] = RunConfig.of(settings)

@@ -50,11 +50,8 @@ def train_run(profile, run, in_notebook=True):
 
 def finished_before(profile, config):
     """The record of a run that has ended on the images that the data stage has described; None if there is none."""
-    path = profile.data_path(config.dataset)
-    if not path.is_file():
-        return None
-    promised = read_json(path, f"run again: {data_stage(profile, config.dataset)}")
-    return Checkpoint(CHECKPOINTS, config, promised.get("sha256")).finished_record()
+    promised = promised_data(profile, config.dataset)
+    return promised and Checkpoint(CHECKPOINTS, config, promised.get("sha256")).finished_record()
 
 
 def train_ahead(profile, run):
@@ -83,10 +80,8 @@ def ahead(profile, jobs):
 
 def check_data(profile, dataset):
     """Raise DataError unless the images at hand are those that the profile's data stage has described."""
-    path = profile.data_path(dataset)
-    stage = data_stage(profile, dataset)
-    promised = read_json(path, f"run again: {stage}") if path.is_file() else None
-    found = load(dataset).summary()
+    path, stage = profile.data_path(dataset), data_stage(profile, dataset)
+    promised, found = promised_data(profile, dataset), load(dataset).summary()
     if promised is None:
         raise DataError(f"there is no {path} yet, which says what {dataset} is; run first: {stage}")
     if promised != found:
@@ -94,6 +89,12 @@ def check_data(profile, dataset):
             f"{dataset} at hand is {found}, but {path} promises {promised}; "
             f"if the images at hand are right, run again: {stage}"
         )
+
+
+def promised_data(profile, dataset):
+    """What the profile's data stage has written of an image set; None if it has not run."""
+    path = profile.data_path(dataset)
+    return read_json(path, f"run again: {data_stage(profile, dataset)}") if path.is_file() else None
 
 
 def data_stage(profile, dataset):

@@ -9,7 +9,7 @@ import yaml
 
 from psp.errors import StagesChangedError
 from psp.files import ROOT
-from psp.pipeline.profiles import entry, file_of, load_profile, profile_path, read_profile, run_settings, with_sections
+from psp.pipeline.profiles import content_of, file_of, load_profile, profile_path, run_settings, with_sections
 
 HEAD = "# Written from params.yaml, a stage of dvc.yaml for each entry. To change them, change params.yaml.\n"
 
@@ -26,23 +26,15 @@ def stages(name):
 
     Raises ConfigError for a profile that cannot be run.
     """
-    lists = {"data": [], "train": {}, "timing": {}}
+    lists = {"train": {}, "timing": {}}
     for part in with_sections(name):
-        profile, content = load_profile(part), content_of(part)
-        for run, settings in run_settings(content, part).items():
+        profile, (content, where) = load_profile(part), content_of(part)
+        for run, settings in run_settings(content, where).items():
             about = {"profile": part, "run": run, "dataset": profile.config(run).dataset}
             lists["train"][stage_of(part, run)] = {**about, "settings": settings}
         section = part.partition("/")[2] or "main"
-        lists["timing"][section] = {"profile": part, "settings": entry(content, "timing", part)}
-    lists["data"] = sorted({about["dataset"] for about in lists["train"].values()})
-    return lists
-
-
-def content_of(name):
-    """What the file of a profile says of it, or of a section."""
-    file, _, section = name.partition("/")
-    content = read_profile(file)
-    return entry(content, section, name) if section else content
+        lists["timing"][section] = {"profile": part, "settings": content["timing"]}
+    return {"data": sorted({about["dataset"] for about in lists["train"].values()}), **lists}
 
 
 def stage_of(profile, run):

@@ -14,8 +14,8 @@ from submitit.helpers import Checkpointable, as_completed
 from tqdm import tqdm
 
 from psp.errors import ConfigError
+from psp.files import ROOT
 from psp.pipeline.jobs import raise_if_any_failed, what_failed
-from psp.pipeline.profiles import ROOT
 
 PYTHON = sys.executable
 # How often a job may reach its time limit: each time it goes on from its last epoch.
