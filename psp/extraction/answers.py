@@ -15,7 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from psp.extraction.examples import larger, without_numbers
 
-
 # The example, an even and an odd size.
 ENOUGH = 3
 
