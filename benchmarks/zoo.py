@@ -7,6 +7,7 @@ runs rather than how much is left. Times on one thread; images of 64×64, of 224
 """
 
 import argparse
+import signal
 import time
 import warnings
 
@@ -19,6 +20,7 @@ from torch import nn
 import psp
 from psp.runs.provenance import device_name, git_commit
 
+PATIENCE = 30  # seconds
 TORCHVISION = """alexnet convnext_tiny densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_small
 regnet_y_400mf resnet18 resnet50 shufflenet_v2_x0_5 squeezenet1_1 swin_t vgg11_bn vit_b_16 r3d_18 mc3_18 r2plus1d_18"""
 TIMM = """coat_tiny convnextv2_atto cspresnet50 darknet53 deit_tiny_patch16_224 dla34 dpn68 eca_nfnet_l0
@@ -88,11 +90,18 @@ def theirs(name):
 
 
 def attempt(measure, name):
-    """The result of a measurement, or why there is none, in a few words."""
+    """The result of a measurement, or why there is none, in a few words: an error, or more than `PATIENCE` seconds."""
+    signal.alarm(PATIENCE)
     try:
         return measure(name)
     except Exception as error:  # whatever a tool may raise is its result
         return f"fails: {type(error).__name__}"
+    finally:
+        signal.alarm(0)
+
+
+def give_up(*_):
+    raise TimeoutError
 
 
 def row(name):
@@ -118,6 +127,7 @@ def main():
     parser.add_argument("names", nargs="*", default=TORCHVISION.split() + TIMM.split())
     names = parser.parse_args().names
     torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, give_up)
     warnings.simplefilter("ignore")
     print("# psp.extract over a zoo\n")
     print(" ".join(__doc__.split("\n\n")[1].split()), "\n")
