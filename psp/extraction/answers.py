@@ -6,54 +6,83 @@ depends on the numbers themselves has no answer.
 """
 
 import operator
+from functools import cached_property
+from itertools import count
 
+import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from psp.extraction.examples import larger, without_numbers
 
+# The example, an even and an odd size.
+ENOUGH = 3
+
 
 class Answers:
-    """The values without numbers of a graph that is being written, on the example and on larger ones.
+    """The values without numbers of graphs that are being written, on the example and on larger ones.
 
     Args:
         root: the network that is traced.
-        graph: what is written of it so far, at any time.
-        arguments: a function of a tuple of inputs that gives a value for each placeholder.
-        inputs: the example.
+        inputs: the example, a tuple of tensors.
+        held: {place of an argument of `forward` that is not in the example: (name, its value)}.
     """
 
-    def __init__(self, root, graph, arguments, inputs):
-        self.graph = graph
+    def __init__(self, root, inputs, held):
+        self.root, self.inputs, self.held = root, inputs, held
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with without_numbers(self.mode):
-            examples = [inputs, *larger(inputs)]
-            fakes = [tuple(self.mode.from_tensor(x) for x in example) for example in examples]
-        self.runs = [fx.Interpreter(root, False, graph) for _ in fakes]
-        for run, fake in zip(self.runs, fakes, strict=True):
-            run.extra_traceback = False
-            run.args_iter = iter(arguments(fake))
+
+    @cached_property
+    def runs(self):
+        return [Run(self.root, self.mode, self._arguments(example)) for example in (self.inputs, *larger(self.inputs))]
 
     def of(self, node, question):
         """What `question`, a function, says of a node's value: for the example, and for the larger ones that fit."""
         with without_numbers(self.mode):
-            answers = [question(self._value(self.runs[0], node))]
+            answers = [question(self.runs[0].value(node))]
             for run in self.runs[1:]:
+                if len(answers) == ENOUGH:
+                    break
                 try:
-                    answers.append(question(self._value(run, node)))
+                    answers.append(question(run.value(node)))
                 except Exception:  # whatever a forward may raise on a size that it is not for
                     self.runs.remove(run)
         return answers
 
-    def _value(self, run, node):
+    def _arguments(self, inputs):
+        """A value for each argument of `forward`: the inputs, defaults, and None for *args and **kwargs."""
+        yield from inputs
+        for place in count(len(inputs)):
+            yield self.held.get(place, (None, None))[1]
+
+
+class Run(fx.Interpreter):
+    """The values of one example. Where tracing begins anew, what is the same again is not computed again."""
+
+    def __init__(self, root, mode, arguments):
+        super().__init__(root, garbage_collect_values=False, graph=fx.Graph())
+        self.args_iter = (mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments)
+        self.extra_traceback = False
+        self.seen = {}
+
+    def value(self, node):
+        """The value of a node, whose graph is computed up to there."""
         new = []
-        for earlier in reversed(self.graph.nodes):
-            if earlier in run.env:
+        for earlier in reversed(node.graph.nodes):
+            if earlier in self.env:
                 break
             new.append(earlier)
         for earlier in reversed(new):
-            run.env[earlier] = run.run_node(earlier)
-        return run.env[node]
+            self.env[earlier] = self._once(earlier)
+        return self.env[node]
+
+    def _once(self, node):
+        """A node's value; the one of before for the same operation on the same values, by their ids."""
+        read = fx.map_arg((node.args, node.kwargs), lambda n: id(self.env[n]))
+        same = node.op, node.target, repr(read)
+        if same not in self.seen:
+            self.seen[same] = self.run_node(node)
+        return self.seen[same]
 
 
 class Asking(fx.Proxy):

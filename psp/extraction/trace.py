@@ -7,7 +7,6 @@ the output. A submodule that cannot be followed becomes one opaque operation, wh
 import inspect
 import traceback
 from collections import OrderedDict
-from itertools import count
 from pathlib import Path
 
 import torch
@@ -24,17 +23,16 @@ class Tracer(fx.Tracer):
     """Traces into every module but torch's own and those in `opaque`; remembers the innermost one that failed.
 
     Args:
-        inputs: the example that answers questions, or None: then there are no answers.
-        held: defaults of arguments, as of `_defaults`.
+        answers: the `Answers` to questions, or None: then there are none.
         opaque: names of modules that are not to be traced into.
         by_example: whether the example alone may answer what depends on the size and is asked outside of any submodule.
     """
 
-    def __init__(self, inputs, held, opaque, by_example=False):
+    def __init__(self, answers, opaque, by_example=False):
         super().__init__()
-        self.inputs, self.held, self.opaque = inputs, held, opaque
+        self.answers, self.opaque = answers, opaque
         self.by_example, self.decided = by_example, []
-        self.failed, self.answers, self.answering = None, None, False
+        self.failed, self.answering = None, False
 
     def is_leaf_module(self, module, name):
         return name in self.opaque or super().is_leaf_module(module, name)
@@ -67,9 +65,8 @@ class Tracer(fx.Tracer):
 
     def ask(self, proxy, question):
         """What `question` says of the value of `proxy`. Raises TraceError where no answer holds for all sizes."""
-        if self.inputs is None:
+        if self.answers is None:
             raise fx.proxy.TraceError("its value is not known here")
-        self.answers = self.answers or Answers(self.root, self.graph, self._arguments, self.inputs)
         self.answering = True
         try:
             answers = self.answers.of(proxy.node, question)
@@ -82,12 +79,6 @@ class Tracer(fx.Tracer):
                 raise DependsOnSizeError("what it does depends on the size of the input")
             self.decided.append(proxy.node)
         return answers[0]
-
-    def _arguments(self, inputs):
-        """A value for each argument of `forward`: the inputs, defaults, and None for *args and **kwargs."""
-        yield from inputs
-        for place in count(len(inputs)):
-            yield self.held.get(place, (None, None))[1]
 
 
 class DependsOnSizeError(fx.proxy.TraceError):
@@ -105,9 +96,9 @@ def trace(model, inputs=None):
     Raises ExtractError, naming the line, if the code of `model` itself cannot be followed.
     """
     opaque, held = set(), {} if inputs is None else _defaults(model, len(inputs))
-    by_example = False
+    answers, by_example = None if inputs is None else Answers(model, inputs, held), False
     while True:
-        tracer = Tracer(inputs, held, opaque, by_example)
+        tracer = Tracer(answers, opaque, by_example)
         try:
             graph = _without(tracer.trace(model, dict(held.values()) or None), held)
             network = fx.GraphModule(model, _by_position(graph))
