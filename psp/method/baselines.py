@@ -1,7 +1,8 @@
 """What Figure 3 compares PSP with: pruning to a prescribed sparsity, layer by layer.
 
 ℓ1 norm: train, prune, retrain. Each structure's importance is ‖w_i‖₁ (Li et al. 2017, Mao et al. 2017); at
-one moment of the training the least important ones are masked for good and the rest trains on.
+one moment of the training the least important ones are masked for good and the rest trains on. Whole layers have
+no rivals within themselves: they are ranked over the network, by mean |w|, since their sizes differ.
 Fixed sparsity: PSP without a regularizer's choice. The layer's structures with the smallest |α| are
 pruned at every step, straight-through, so that which ones they are can change until the end.
 How the paper schedules its ℓ1-norm pruning is not available to us.
@@ -37,7 +38,8 @@ class NormMask(nn.Module):
 
     def __init__(self, weight, structure, transposed=False):
         super().__init__()
-        check_share(structure, weight.shape, transposed)
+        if structure != "layer":
+            check_share(structure, weight.shape, transposed)
         self.structure = structure
         shape = alpha_shape(weight.shape, structure, transposed)
         self.register_buffer("mask", torch.ones(shape, dtype=torch.bool, device=weight.device))
@@ -76,12 +78,25 @@ def attach_norm_masks(model, structure="column", skip=()):
 
 
 def prune_by_norm(model, sparsity):
-    """In every layer with a `NormMask`, prune the share `sparsity` (0…1) of structures of smallest ℓ1 norm."""
+    """In every layer with a `NormMask`, prune the share `sparsity` (0…1) of structures of smallest ℓ1 norm.
+
+    Of the layers with structure "layer", that share of them, those of smallest mean |w|. In place; returns `model`.
+    """
     check_sparsity(sparsity)
-    for layer, pruner in parametrizations(model).values():
-        if isinstance(pruner, NormMask):
+    masked = [(layer, pruner) for layer, pruner in parametrizations(model).values() if isinstance(pruner, NormMask)]
+    for layer, pruner in masked:
+        if pruner.structure != "layer":
             pruner.prune(layer.weight, sparsity)
+    prune_whole([pair for pair in masked if pair[1].structure == "layer"], sparsity)
     return model
+
+
+def prune_whole(layers, sparsity):
+    """Of (layer, `NormMask`), close the masks of the share `sparsity` with the smallest mean |w|."""
+    if layers:
+        score = torch.stack([layer.weight.detach().abs().mean() for layer, _ in layers])
+        for (_, pruner), kept in zip(layers, largest(score, sparsity), strict=True):
+            pruner.mask.fill_(kept)
 
 
 def largest(score, sparsity):
@@ -101,7 +116,10 @@ def check_sparsity(sparsity):
 def check_share(structure, weight_shape=(), transposed=False):
     """Raise ConfigError where a layer is one structure: no share of it can be prescribed."""
     if structure == "layer":
-        raise ConfigError("structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize")
+        raise ConfigError(
+            "structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize, or the ℓ1 norm, which "
+            "ranks whole layers over the network"
+        )
     if weight_shape and is_one_structure(weight_shape, structure, transposed):
         raise ConfigError(
             f"structure {structure!r} of a weight {'×'.join(map(str, weight_shape))} is the whole layer, which has no "

@@ -100,7 +100,8 @@ class RunConfig:
             raise ConfigError(f"method {self.method!r} {wanted}")
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
-            check_share(self.structure)
+            if self.method == "psp_fixed_sparsity":
+                check_share(self.structure)
         self._check_ranges()
         self._check_images()
 

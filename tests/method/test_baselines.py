@@ -88,12 +88,35 @@ def test_a_sparsity_outside_its_range(sparsity):
 
 
 @pytest.mark.parametrize("structure", ["layer", {"*": "column", "layer3.*": "layer"}])
-def test_no_share_of_a_layer_can_be_prescribed(structure):
-    for prescribe in (attach_norm_masks, fix_sparsity):
-        net = psp.create_model("resnet20")
-        with pytest.raises(ConfigError, match="structure 'layer' has no sparsity per layer"):
-            prescribe(net, structure, skip=("conv1", "fc"))
-        assert not parametrizations(net)
+def test_no_share_of_a_layer_can_be_fixed(structure):
+    net = psp.create_model("resnet20")
+    with pytest.raises(ConfigError, match="structure 'layer' has no sparsity per layer"):
+        fix_sparsity(net, structure, skip=("conv1", "fc"))
+    assert not parametrizations(net)
+
+
+def test_whole_layers_are_ranked_over_the_network_by_their_mean():
+    class Around(nn.Module):
+        def __init__(self, *layers):
+            super().__init__()
+            self.branch = nn.Sequential(*layers)
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    sizes = {"0.branch.0": (2, 4, 1.0), "0.branch.1": (4, 2, 3.0), "1.branch.0": (2, 2, 1.5), "2": (2, 1, 9.0)}
+    layers = [nn.Linear(n, m, bias=False) for n, m, _ in sizes.values()]
+    net = nn.Sequential(Around(layers[0], layers[1]), Around(layers[2]), layers[3])
+    for name, (_, _, value) in sizes.items():  # sums of the whole layers: 8, 24, 6; the first has the smallest mean
+        net.get_submodule(name).weight.data.fill_(value)
+    attach_norm_masks(net, {"*": "layer", "2": "column"})
+    prune_by_norm(net, 0.4)  # of three whole layers one, of the last one's two columns one
+    assert {name: layer.structures for name, layer in psp.sparsity(net).layers.items()} == {
+        "0.branch.0": 1.0,
+        "0.branch.1": 0.0,
+        "1.branch.0": 0.0,
+        "2": 0.5,
+    }
 
 
 @pytest.mark.parametrize("prescribe", [attach_norm_masks, fix_sparsity])

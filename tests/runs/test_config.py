@@ -30,7 +30,10 @@ from psp.runs.config import RunConfig, run_key
         ({"skip": "fc"}, "skip must be tuple, got 'fc'"),
         ({"skip": None}, "skip must be tuple, got None"),
         ({"gradient": "mean"}, "unknown gradient 'mean'; choose one of exact, summed"),
-        ({"method": "l1_norm", "sparsity": 0.5, "structure": "layer"}, "structure 'layer' has no sparsity per layer"),
+        (
+            {"method": "psp_fixed_sparsity", "sparsity": 0.5, "structure": "layer"},
+            "structure 'layer' has no sparsity per layer",
+        ),
         ({"init": 0.01}, "init α = 0.01 lies below the threshold"),
         ({"prune_at": 1.0}, "prune_at must be at least 0 and below 1"),
     ],
