@@ -23,10 +23,11 @@ repro: $(BIN)/.ready
 	$(BIN)/dvc repro --keep-going $(PIPELINE)
 	@echo "Figures: results/$(PROFILE)/figures; tables: results/$(PROFILE)/tables; of the sections cifar and ilsvrc beside these."
 
+# A process for each core, one thread in each: several threads in several processes wait for one another.
 test: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 notebooks: $(BIN)/.ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \
