@@ -27,7 +27,7 @@ repro: $(BIN)/.ready
 test: $(BIN)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 notebooks: $(BIN)/.ready
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace \

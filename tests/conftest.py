@@ -11,6 +11,11 @@ from psp.data.sets import load
 from psp.errors import DataError
 
 
+def pytest_collection_modifyitems(items):
+    """The file that takes longest comes first: of several processes, none is to begin it when the others have done."""
+    items.sort(key=lambda item: item.path.name != "test_pipeline.py")
+
+
 @pytest.fixture(scope="module")
 def few_digits():
     """For the length of a test module, the digits are the few of few.py, and no way to compute is tried out."""
