@@ -33,10 +33,12 @@ def setting(config):
 def structure_of(config):
     """A run's structure in words; of channels and layers also if their α stood on weights (see `psp.method.place`).
 
-    There a normalization hides them; all records that do not say where α stood are of such runs.
+    There a normalization hides them; all records that do not say where α stood are of such runs. And of channels
+    whether those that meet in a sum had one α.
     """
     on_weights = config["method"].startswith("psp_") and config.get("place", "weight") == "weight"
-    return config["structure"] + " (α on weights)" * (on_weights and config["structure"] in ("channel", "layer"))
+    hidden = on_weights and config["structure"] in ("channel", "layer")
+    return config["structure"] + " (coupled)" * config.get("couple", False) + " (α on weights)" * hidden
 
 
 def check_seeds(runs, settings):

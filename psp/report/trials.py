@@ -3,6 +3,7 @@
 The test set has no part in it: a trial trains without `holdout` images of the training set and is judged by these.
 """
 
+import numpy as np
 import pandas as pd
 
 from psp.errors import ConfigError
@@ -33,6 +34,33 @@ def chosen(table, epochs):
     rows = table[(table["method"] == SERIES["psp_weight_decay"]) & (table["epochs"] == epochs)]
     rows = rows[(rows["above_dense"] <= COST) & (rows["structures_pruned_pct"] > 0)]
     return rows.loc[rows.groupby(["dataset", "network", "structure"])["structures_pruned_pct"].idxmax()]
+
+
+def against_norm(table, structure):
+    """The PSP trials in `table`, each beside the ℓ1 norm of `structure` at equal cost: `norm_error_pct`, `above_norm`.
+
+    `table` is `trials_table`'s and has the column `mac_reduction`, dense MACs over those left. The norm's error there
+    is interpolated over the logarithm of `mac_reduction` between its trials of the same `SCHEDULE` and seed, among
+    which the dense one counts as 0 % pruned; missing beyond them.
+    """
+    dense = table[table["method"] == SERIES["baseline"]]
+    norm = table[(table["method"] == SERIES["l1_norm"]) & (table["structure"] == structure)]
+    curves = dict(list(pd.concat([dense, norm]).groupby([*SCHEDULE, "seed"])))
+    trials = table[table["method"].str.startswith("PSP")]
+    errors = [
+        _error_at(curves.get(tuple(row[[*SCHEDULE, "seed"]])), row["mac_reduction"]) for _, row in trials.iterrows()
+    ]
+    trials = trials.assign(norm_error_pct=np.array(errors, dtype=float))
+    return trials.assign(above_norm=trials["held_out_error_pct"] - trials["norm_error_pct"])
+
+
+def _error_at(curve, mac_reduction):
+    """Error at a cost by the trials of `curve`; NaN beyond them, or if there are none."""
+    if curve is None:
+        return np.nan
+    curve = curve.sort_values("mac_reduction")
+    known = np.log(curve["mac_reduction"]), curve["held_out_error_pct"]
+    return np.interp(np.log(mac_reduction), *known, left=np.nan, right=np.nan)
 
 
 def _row(name, record):

@@ -6,7 +6,7 @@ import pytest
 
 from psp.errors import ConfigError
 from psp.pipeline.profiles import ROOT
-from psp.report.trials import chosen, trials_table
+from psp.report.trials import against_norm, chosen, trials_table
 
 
 def record(method, error, structure="column", decay=0.0, pruned=0.0, **settings):
@@ -46,6 +46,35 @@ def test_held_out_errors_of_the_last_epoch_are_compared_with_the_dense_trial_of_
 def test_the_most_pruned_trial_that_costs_at_most_three_points_is_chosen():
     assert chosen(trials_table(RECORDS), epochs=3)["trial"].tolist() == ["right"]
     assert chosen(trials_table(RECORDS), epochs=12)["trial"].tolist() == ["long"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "called"),
+    [
+        ({"place": "auto"}, "channel"),
+        ({"place": "auto", "couple": True}, "channel (coupled)"),
+        ({"place": "weight"}, "channel (α on weights)"),
+        ({}, "channel (α on weights)"),  # before records said where
+    ],
+)
+def test_channels_are_called_by_where_their_alpha_stand(settings, called):
+    records = {"trial": record("psp_weight_decay", 20.0, "channel", **settings)}
+    assert trials_table(records)["structure"].tolist() == [called]
+
+
+def test_psp_stands_beside_the_norm_of_its_seed_at_equal_cost():
+    records = {
+        "dense": record("baseline", 10.0),
+        "norm": record("l1_norm", 14.0, "channel", sparsity=0.5),
+        "columns by norm": record("l1_norm", 99.0, sparsity=0.5),
+        "halfway": record("psp_weight_decay", 11.5, "channel", 0.002, 0.3, place="auto"),
+        "beyond": record("psp_weight_decay", 20.0, "channel", 0.004, 0.9, place="auto"),
+        "other seed": record("psp_weight_decay", 11.0, "channel", 0.002, 0.3, place="auto", seed=1),
+    }
+    table = trials_table(records).assign(mac_reduction=[1.0, 4.0, 4.0, 2.0, 5.0, 2.0])
+    beside = against_norm(table, "channel").set_index("trial")
+    assert beside["norm_error_pct"].fillna(0).to_dict() == {"halfway": 12.0, "beyond": 0.0, "other seed": 0.0}
+    assert beside.loc["halfway", "above_norm"] == -0.5
 
 
 def test_a_trial_is_compared_with_no_dense_one_of_another_schedule():
