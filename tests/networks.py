@@ -8,18 +8,19 @@ import psp
 from psp.method.choose import without_bypass
 
 TORCHVISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_small", "vgg11_bn")
+MOBILE = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny")  # groups, gates, layer norm
 
 
 def network(name):
     """(network in evaluation mode, example of two images): one of ours or of torchvision's."""
     torch.manual_seed(0)
-    if name in TORCHVISION:
+    if name in TORCHVISION + MOBILE:
         net = getattr(torchvision.models, name)(num_classes=10)
         if name == "vgg11_bn":  # its linear layers hold nearly all of its time and are nothing special
             net.classifier = nn.Sequential(nn.Linear(512 * 49, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, 10))
     else:
         net = psp.create_model(name)
-    side = 48 if name in TORCHVISION else 16
+    side = 48 if name in TORCHVISION + MOBILE else 16
     return randomize(net).eval(), torch.randn(2, 3, side, side)
 
 

@@ -30,6 +30,16 @@ def in_units(o, parts, whole):
     return Columns(wanted % count, wanted // count, weight.float())
 
 
+def of_its_own(o, parts):
+    """The `Columns` of a convolution whose outputs have their own: planes and weights K×J, K in whole units."""
+    planes, weight = o.columns // parts, o.weight.float()
+    if parts == 2:
+        pairs = F.one_hot(o.columns % 2, 2) * weight[..., None]
+        weight = pairs.bfloat16().view(torch.float32).squeeze(-1)
+    rows = (0, 0, 0, -len(weight) % parts)
+    return Columns(F.pad(planes, rows), o.taps, F.pad(weight, rows))
+
+
 def in_groups(weight, parts):
     """Weights K×U by groups of outputs, in a group by units."""
     weight = F.pad(weight, (0, 0, 0, -len(weight) % parts))

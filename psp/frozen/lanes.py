@@ -15,7 +15,8 @@ from psp.kernels.cpu import FLAGS, parallel
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("lanes.c")
-HEADERS = (Path(__file__).with_name("registers.h"),)
+NAMES = ("activation", "lanes", "lanes_pointwise", "lanes_sampling", "registers")
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 GROUP = 8  # as in registers.h
 
 
@@ -33,6 +34,7 @@ class Lanes(Way):
         super().__init__(dtype)
         self.library = library(dtype)
         self.lanes = self.library.psp_lanes(ctypes.c_int64(dtype.itemsize))
+        self.step = 2 if dtype == torch.bfloat16 else 1  # columns that are multiplied at once
         self.source = plan.result.source
         self.begins, self.vectors = allocate(plan.operations, self.source)
         self.program = self.make_program(plan.operations, shape)
@@ -62,15 +64,18 @@ class Lanes(Way):
         return made
 
     def make_operation(self, o):
-        made = structs.Operation(kind=o.kind, relu=o.relu, count_padding=o.count_padding, out=self.begins[o])
+        made = structs.Operation(kind=o.kind, activation=o.activation, own=o.own, out=self.begins[o])
+        made.count_padding = o.count_padding
         made.out_h, made.out_w, made.out_c = o.height, o.width, o.channels
         (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
         made.x = self.make_map(o.reads[0], o.stride)
         made.other = self.make_map(o.reads[1]) if len(o.reads) > 1 else structs.Map(begin=-1)
         if o.bias is not None:
             made.bias = self.pointer(o.bias.float())
-        if o.kind == COMBINE:
-            made.scale = self.pointer(o.reads[0].scale.float())
+        if o.kind == COMBINE or o.scale is not None:
+            made.scale = self.pointer((o.reads[0].scale if o.scale is None else o.scale).float())
+        if o.table is not None:
+            made.table = self.pointer(o.table.int())
         if o.kind == CONV:
             regions = list(self.make_regions(o))
             made.regions, made.region = len(regions), self.array(structs.Region, regions)
@@ -85,11 +90,13 @@ class Lanes(Way):
         """The output in rectangles of pixels that have the same columns inside the input."""
         x, row, column = o.reads[0], o.taps // o.kernel[1], o.taps % o.kernel[1]
         down, right = (x.step[i] * (torch.arange(o.kernel[i]) * o.dilation[i] - o.before[i]) for i in (0, 1))
-        distance = (down[row] * x.source.width + right[column]) * x.source.channels + o.columns
+        distance = (down[row] * x.source.width + right[column]) * x.source.channels + o.columns  # J, or K×J
         for (top, bottom, rows), (left, end, columns) in product(stretches(o, 0), stretches(o, 1)):
             inside = rows[row] & columns[column]
-            steps, weight = packed(o.weight[:, inside], self.dtype)
-            pointers = self.pointer(F.pad(distance[inside], (0, 1)).int()), self.pointer(weight)
+            steps, weight = packed(o.weight[:, inside], self.dtype, 1 if o.own else GROUP)
+            offsets = distance[..., inside]
+            offsets = F.pad(offsets, (0, offsets.shape[-1] % self.step))
+            pointers = self.pointer(offsets.int()), self.pointer(weight)
             yield structs.Region(top, bottom, left, end, steps, *pointers)
 
 
@@ -103,10 +110,12 @@ def stretches(o, axis):
     return [(first, end, inside[first]) for first, end in pairwise([0, *changes.tolist(), size])]
 
 
-def packed(weight, dtype):
-    """(steps, weights K×J as lanes.c reads them): by groups of outputs, in a group by steps, in bfloat16 of pairs."""
+def packed(weight, dtype, most):
+    """(steps, weights K×J as lanes.c reads them): by groups of at most `most` outputs, in a group by steps, in bfloat16
+    of pairs.
+    """
     if dtype == torch.bfloat16:
         weight = F.pad(weight, (0, weight.shape[1] % 2)).bfloat16()
         weight = weight.view(len(weight), weight.shape[1] // 2, 2).view(torch.float32).squeeze(2)
-    groups = weight.float().tensor_split(-(-len(weight) // GROUP))
+    groups = weight.float().tensor_split(-(-len(weight) // most))
     return weight.shape[1], torch.cat([group.t().flatten() for group in groups])

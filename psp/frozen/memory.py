@@ -1,6 +1,6 @@
 """Where the results of a network's operations lie: those share memory that are not needed at the same time."""
 
-from psp.frozen.values import COMBINE, CONV
+from psp.frozen.values import CONV, POINTWISE
 
 
 def allocate(operations, output):
@@ -32,4 +32,4 @@ def may_overwrite(o, value):
     """Whether nothing of a value is read any more when an operation writes in its place."""
     fitting = value.whole and value.source.size == o.size
     alone = [other.source for other in o.reads].count(value.source) == 1
-    return fitting and alone and (o.kind == COMBINE or (o.kind == CONV and value is not o.reads[0]))
+    return fitting and alone and (o.kind in POINTWISE or (o.kind == CONV and value is not o.reads[0]))

@@ -8,6 +8,8 @@
  * every operation. The operations are those of lanes.c.
  */
 #include "pixels.h"
+#include "pixels_pointwise.h"
+#include "pixels_sampling.h"
 #include "tiles.h"
 #include <sched.h>
 
@@ -61,62 +63,45 @@ INLINE void blocks(const int many, const operation *o, unit *memory, unit *windo
     }
 }
 
+/* Every output has columns of its own: `many` vectors of pixels × one unit of outputs. */
+INLINE void own_columns(const int many, const operation *o, unit *memory, int64_t k, int64_t v) {
+    vec sum[BLOCK][PARTS];
+    for (int p = 0; p < PARTS; p++) {
+        const int64_t first = (k + p) * o->steps;
+        UNROLLED for (int i = 0; i < many; i++) sum[i][p] = (vec){0} + o->bias[k + p];
+        for (int64_t j = first; j < first + o->steps; j++)
+            UNROLLED for (int i = 0; i < many; i++)
+                sum[i][p] = add_product(sum[i][p], at(&o->x, memory, o->offset[j], v + i), o->weight[j]);
+    }
+    UNROLLED for (int i = 0; i < many; i++) finish(o, memory, sum[i], k, v + i);
+}
+
+static void conv_own(const operation *o, unit *memory, int64_t begin, int64_t end) {
+    for (int64_t k = 0; k < o->channels; k += PARTS) {
+        int64_t v = begin;
+        for (; v + BLOCK <= end; v += BLOCK) own_columns(BLOCK, o, memory, k, v);
+        for (; v < end; v++) own_columns(1, o, memory, k, v);
+    }
+}
+
 static void conv(const operation *o, unit *memory, unit *window, int64_t begin, int64_t end) {
     if (o->tiled) return conv_tiles(o, memory, window, begin, end);
+    if (o->own) return conv_own(o, memory, begin, end);
     int64_t v = begin;
     for (; v + BLOCK <= end; v += BLOCK) blocks(BLOCK, o, memory, window, v);
     for (; v < end; v++) blocks(1, o, memory, window, v);
 }
 
-static void combine(const operation *o, unit *memory, int64_t begin, int64_t end) {
-    for (int64_t k = 0; k < o->channels; k += PARTS)
-        for (int64_t v = begin; v < end; v++) {
-            vec sum[PARTS] = {{0}};
-            for (int p = 0; p < PARTS && k + p < o->channels; p++)
-                sum[p] = taken(&o->x, memory, k + p, v) * o->scale[k + p] + o->bias[k + p];
-            finish(o, memory, sum, k, v);
-        }
-}
-
-static void write_element(const operation *o, unit *memory, int64_t k, int64_t position, float value) {
-    unit *to = memory + o->out + k / PARTS * o->plane + position;
-    vec sum[2] = {{value}, {value}};
-    if (o->relu && value < 0) sum[0][0] = sum[1][0] = 0;
-    const vec joined = join(sum);
-    memcpy((element *)to + k % PARTS, &joined, sizeof(element));
-}
-
-static float pooled(const operation *o, const unit *memory, int64_t k, int64_t top, int64_t left) {
-    const map *m = &o->x;
-    const unit *plane = memory + m->begin + k / PARTS * m->plane;
-    float sum = o->kind == POOL_MAX ? -INFINITY : 0;
-    int64_t count = 0;
-    for (int64_t r = top < 0 ? 0 : top; r < top + o->kernel_h && r < m->height; r++)
-        for (int64_t q = left < 0 ? 0 : left; q < left + o->kernel_w && q < m->width; q++, count++) {
-            const float x = channel((vec){plane[r * m->pitch + q]}, k % PARTS)[0];
-            if (o->kind == POOL_MEAN) sum += x;
-            else if (x > sum || x != x) sum = x; /* a NaN stays */
-        }
-    return o->kind == POOL_MAX ? sum : sum / (o->count_padding ? o->kernel_h * o->kernel_w : count);
-}
-
-/* Planes `begin` to `end` of the result. */
-static void pool(const operation *o, unit *memory, int64_t begin, int64_t end) {
-    for (int64_t k = begin * PARTS; k < end * PARTS; k++)
-        for (int64_t y = 0; y < o->height; y++)
-            for (int64_t z = 0; z < o->width; z++) {
-                const int64_t top = y * o->x.stride_h - o->pad_h, left = z * o->x.stride_w - o->pad_w;
-                write_element(o, memory, k, y * o->pitch + z, k < o->channels ? pooled(o, memory, k, top, left) : 0);
-            }
-}
-
 /* Part `member` of `team` of one operation. Tiles come in twos. */
 static void run(const operation *o, unit *memory, unit *window, int64_t member, int64_t team) {
     const int64_t whole = o->kind == CONV && o->tiled ? 2 : 1, planes = whole_units(o->channels) / PARTS;
-    const int64_t count = o->kind >= POOL_MAX ? planes : (o->vectors + whole - 1) / whole;
+    const int64_t sampled = o->kind != CONV && o->kind != COMBINE && o->kind != MULTIPLY && o->kind != NORM;
+    const int64_t count = sampled ? planes : (o->vectors + whole - 1) / whole;
     const int64_t begin = count * member / team * whole, end = count * (member + 1) / team * whole;
-    o->kind == CONV ? conv(o, memory, window, begin, end)
-    : o->kind == COMBINE ? combine(o, memory, begin, end) : pool(o, memory, begin, end);
+    if (sampled) sample(o, memory, begin, end);
+    else if (o->kind == CONV) conv(o, memory, window, begin, end);
+    else if (o->kind == NORM) norm(o, memory, begin, end);
+    else combine(o, memory, begin, end);
 }
 
 static void read_image(const program *p, const element *x, unit *memory) {

@@ -1,4 +1,4 @@
-/* What pixels.c and tiles.h share: the program, made by psp.frozen.pixels, and how a vector of outputs is finished. */
+/* What the parts of pixels.c share: the program, made by psp.frozen.pixels, and how a vector of outputs is finished. */
 #include "vectors.h"
 
 enum { BLOCK = 3 };
@@ -13,11 +13,12 @@ typedef struct {
 } map;
 
 typedef struct {
-    int64_t kind, relu, out, plane, channels, height, width, pitch, vectors;
+    int64_t kind, activation, own, out, plane, channels, height, width, pitch, vectors;
     int64_t kernel_h, kernel_w, pad_h, pad_w, count_padding;
     int64_t steps, tiled; /* of CONV: columns (or pairs of them), and whether by tiles */
     const int32_t *mask;  /* of every output position all bits, or none where there is no pixel */
     const int32_t *offset, *direct;
+    const int32_t *table;
     const float *weight, *tile, *bias, *scale;
     map x, other; /* `other` has no index where there is none */
 } operation;
@@ -37,13 +38,18 @@ INLINE vec taken(const map *m, const unit *memory, int64_t k, int64_t v) {
 }
 
 /* Write channels k to k + PARTS − 1 of vector v of an operation's result. */
+INLINE void keep(const operation *o, unit *memory, const vec *parts, int64_t k, int64_t v) {
+    const vec kept = (vec)((bits)join(parts) & (bits)load(o->mask + v * LANES));
+    store(memory + o->out + k / PARTS * o->plane + v * LANES, kept);
+}
+
+/* The same of a convolution, with what is to be added to it. */
 INLINE void finish(const operation *o, unit *memory, vec *sum, int64_t k, int64_t v) {
     for (int p = 0; p < PARTS; p++) {
         if (o->other.index && k + p < o->channels) sum[p] += taken(&o->other, memory, k + p, v);
-        if (o->relu) sum[p] = (vec)((bits)sum[p] & ~(bits)(sum[p] < 0)); /* a NaN stays */
+        if (o->activation) sum[p] = rectified(sum[p], o->activation);
     }
-    const vec kept = (vec)((bits)join(sum) & (bits)load(o->mask + v * LANES));
-    store(memory + o->out + k / PARTS * o->plane + v * LANES, kept);
+    keep(o, memory, sum, k, v);
 }
 
 /* The windows of vectors v to v + many − 1, side by side: for each vector all of its columns. */

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from psp.frozen import structs
-from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units
+from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units, of_its_own
 from psp.frozen.layout import ALIGNED, Layouts, rounded
 from psp.frozen.measure import seconds
 from psp.frozen.values import COMBINE, CONV
@@ -17,7 +17,8 @@ from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("pixels.c")
-HEADERS = tuple(Path(__file__).with_name(name) for name in ("pixels.h", "registers.h", "tiles.h", "vectors.h"))
+NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registers", "tiles", "vectors")
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 BLOCK = 3  # as in pixels.h
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
@@ -75,7 +76,8 @@ class Pixels(Way):
 
     def make_operation(self, o):
         layout = self.layouts[o]
-        made = structs.PixelOperation(kind=o.kind, relu=o.relu, out=self.layouts.pixel(o), plane=layout.plane)
+        made = structs.PixelOperation(kind=o.kind, activation=o.activation, own=o.own, out=self.layouts.pixel(o))
+        made.plane = layout.plane
         made.channels, made.height, made.width, made.pitch = o.channels, o.height, o.width, layout.pitch
         made.vectors, made.mask = -(-layout.positions // self.lanes), self.mask(o)
         (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
@@ -84,8 +86,10 @@ class Pixels(Way):
         made.other = self.make_map(o, o.reads[1]) if len(o.reads) > 1 else structs.Planes()
         if o.bias is not None:
             made.bias = self.pointer(F.pad(o.bias.float(), (0, 1)))
-        if o.kind == COMBINE:
-            made.scale = self.pointer(o.reads[0].scale.float())
+        if o.kind == COMBINE or o.scale is not None:
+            made.scale = self.pointer((o.reads[0].scale if o.scale is None else o.scale).float())
+        if o.table is not None:
+            made.table = self.pointer(o.table.int())
         return self.fastest(o, made) if o.kind == CONV else made
 
     def make_map(self, o, value, stride=(1, 1)):
@@ -98,7 +102,7 @@ class Pixels(Way):
     def fastest(self, o, made):
         """The convolution by vectors, or by tiles of its columns or of whole taps: what is measured to be fastest."""
         ways = [self.by_vectors(o, made)]
-        if self.tiles and o.weight.shape[1]:
+        if self.tiles and o.weight.shape[1] and not o.own:
             ways += [self.by_tiles(o, made, whole) for whole in (False, True)]
         chosen = min(ways, key=self.time) if len(ways) > 1 else ways[0]
         self.tiled += chosen.tiled
@@ -106,10 +110,10 @@ class Pixels(Way):
 
     def by_vectors(self, o, made):
         made = structs.PixelOperation.from_buffer_copy(made)
-        columns = in_units(o, self.parts, whole=False)
+        columns = of_its_own(o, self.parts) if o.own else in_units(o, self.parts, whole=False)
         made.steps = len(columns.taps)
         made.offset = self.pointer(self.offsets(o, columns))
-        made.weight = self.pointer(in_groups(columns.weight, self.parts))
+        made.weight = self.pointer(columns.weight if o.own else in_groups(columns.weight, self.parts))
         return made
 
     def by_tiles(self, o, made, whole):

@@ -11,8 +11,10 @@ enum { LANES = 8, REGISTERS = 16 };
 #else
 enum { LANES = 4, REGISTERS = 32 };
 #endif
-enum { GROUP = 8, CONV = 0, COMBINE = 1, POOL_MAX = 2, POOL_MEAN = 3 }; /* GROUP: outputs that are computed together */
+enum { GROUP = 8 }; /* outputs that are computed together */
+enum { CONV, COMBINE, POOL_MAX, POOL_MEAN, MULTIPLY, NORM, RESIZE, SHUFFLE };
 
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
 typedef void parallel_fn(void (*work)(void *), void *argument, unsigned threads, unsigned flags);
+#include "activation.h"

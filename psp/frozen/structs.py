@@ -20,7 +20,8 @@ class Region(ctypes.Structure):
 
 class Operation(ctypes.Structure):
     _fields_ = fields(
-        "kind relu regions out out_h out_w out_c kernel_h kernel_w pad_h pad_w count_padding", "region bias scale"
+        "kind activation regions own out out_h out_w out_c kernel_h kernel_w pad_h pad_w count_padding",
+        "region bias scale table",
     )
     _fields_ += [("x", Map), ("other", Map)]
 
@@ -41,9 +42,9 @@ class Planes(ctypes.Structure):
 class PixelOperation(ctypes.Structure):
     """`operation` of pixels.h."""
 
-    _fields_ = fields("kind relu out plane channels height width pitch vectors")
+    _fields_ = fields("kind activation own out plane channels height width pitch vectors")
     _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled")
-    _fields_ += fields("", "mask offset direct weight tile bias scale")
+    _fields_ += fields("", "mask offset direct table weight tile bias scale")
     _fields_ += [("x", Planes), ("other", Planes)]
 
 

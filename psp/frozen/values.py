@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import torch
 
-CONV, COMBINE, POOL_MAX, POOL_MEAN = range(4)  # as in lanes.c
+# As in registers.h and activation.h.
+CONV, COMBINE, POOL_MAX, POOL_MEAN, MULTIPLY, NORM, RESIZE, SHUFFLE = range(8)
+NONE, RELU, RELU6, HARD_SIGMOID, HARD_SWISH, SIGMOID, SILU, GELU, GELU_TANH = range(9)
+POINTWISE = (COMBINE, MULTIPLY)
 
 
 @dataclass(eq=False)
@@ -20,7 +23,7 @@ class Operation:
     width: int
     channels: int
     reads: "list[Value]" = field(default_factory=list)  # `in`, and then `other` if there is one
-    relu: bool = False
+    activation: int = NONE
     bias: torch.Tensor | None = None
     kernel: tuple = (1, 1)
     stride: tuple = (1, 1)
@@ -28,20 +31,29 @@ class Operation:
     before: tuple = (0, 0)  # pixels of padding above and to the left
     count_padding: bool = False
     weight: torch.Tensor | None = None  # of a convolution, K×J: its columns, and of each
-    columns: torch.Tensor | None = None  # the channel in the source of what it reads, and
-    taps: torch.Tensor | None = None  # the kernel position
+    columns: torch.Tensor | None = (
+        None  # the channel in the source of what it reads, J, or for every output its own, K×J
+    )
+    taps: torch.Tensor | None = None  # and the kernel position, J
+    scale: torch.Tensor | None = None  # of NORM, and ε behind it; of RESIZE, the shares of second rows and columns
+    table: torch.Tensor | None = None  # of RESIZE: two rows for each row, two columns for each column
 
     @property
     def size(self):
         """Vectors that the result takes."""
         return self.height * self.width * self.channels
 
+    @property
+    def own(self):
+        """Whether every output of a convolution has columns of its own."""
+        return self.columns is not None and self.columns.ndim == 2
+
 
 class Value(NamedTuple):
     """A map of C channels: channel k is constant[k] + scale[k] · source[index[k]], or constant[k] where index[k] is −1.
 
-    Every tensor has length C; `step` is how far a pixel steps in the source, `alone` that nobody else reads this,
-    `flat` that its readers take it for N×(C·H·W).
+    Every tensor has length C; `step` is how far a pixel steps in the source (0: all read one), `alone` that nobody else
+    reads this, `flat` that its readers take it for N×(C·H·W), `last` that they take it for N×H×W×C.
     """
 
     source: Operation
@@ -53,6 +65,7 @@ class Value(NamedTuple):
     step: tuple = (1, 1)
     alone: bool = True
     flat: bool = False
+    last: bool = False
 
     @classmethod
     def of(cls, source):
@@ -90,3 +103,14 @@ class Value(NamedTuple):
     def selected(self, channels):
         """The value with these of its channels."""
         return self._replace(index=self.index[channels], scale=self.scale[channels], constant=self.constant[channels])
+
+
+def require(condition):
+    """Raise ValueError, which `Planner.run_node` turns into the error for users, unless the condition holds."""
+    if not condition:
+        raise ValueError
+
+
+def pair(value):
+    """A size of both axes, given as one number or two."""
+    return (value, value) if isinstance(value, int) else tuple(value)

@@ -24,6 +24,7 @@ from psp.kernels.columns import ColumnSparseConv2d
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
 PADS = st.tuples(st.integers(0, 3), st.integers(0, 3))
 BATCHES = (1, 2, 3, 17, 40, 65)
+ACTIVATIONS = (nn.ReLU6(), nn.Hardsigmoid(), nn.Hardswish(), nn.Sigmoid(), nn.SiLU(), nn.GELU(), nn.GELU("tanh"))
 
 
 def has(dtype):
@@ -131,6 +132,11 @@ def another(made, nodes, choose):
         lambda: made.function(F.pad, x, (0, 0, 0, 0, choose.randint(0, 2), choose.randint(0, 2))),
         lambda: made.function(operator.getitem, x, every_second),
         lambda: made.module(nn.MaxPool2d(3, 1, 1), x),
+        lambda: made.module(nn.Conv2d(c, 2 * c, 3, padding=1, groups=c), x),
+        lambda: made.module(choose.choice(ACTIVATIONS), x),
+        lambda: made.function(torch.mul, choose.choice(alike), choose.choice(alike)),
+        lambda: made.function(torch.mul, x, made.module(nn.AdaptiveAvgPool2d(1), x)),
+        lambda: made.function(operator.getitem, x, (slice(None), slice(c // 2, None))),
     ]
     return choose.choice(kinds)()
 
@@ -247,8 +253,10 @@ def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
 @pytest.mark.parametrize(
     ("layer", "name"),
     [
-        (nn.Conv2d(4, 4, 3, groups=2), "layer '0'"), (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "'0'"),
-        (nn.Hardswish(), "layer '0'"), (nn.AdaptiveAvgPool2d(3), "layer '0'"), (nn.AvgPool2d(2, ceil_mode=True), "'0'"),
+        (nn.Tanh(), "layer '0'"), (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "'0'"),
+        (nn.ConvTranspose2d(4, 4, 3, groups=2), "layer '0'"), (nn.Upsample(scale_factor=2, mode="bicubic"), "'0'"),
+        (nn.LayerNorm((4, 6, 6)), "layer '0'"), (nn.AdaptiveAvgPool2d(3), "layer '0'"),
+        (nn.AvgPool2d(2, ceil_mode=True), "layer '0'"),
         (nn.Linear(6, 3), "layer '0'"), (nn.MaxPool2d(2, dilation=2), "layer '0'"),
     ],
 )  # fmt: skip
@@ -257,8 +265,9 @@ def test_what_cannot_be_frozen_is_named(layer, name):
         freeze(nn.Sequential(layer), torch.zeros(1, 4, 6, 6))
 
 
-@pytest.mark.parametrize("function", [lambda x: x + 1, lambda x: x * x, lambda x: x[:, 1:], lambda x: x.mean(1),
-    lambda x: (x, x), lambda x: x + x[:, :1], lambda x: F.pad(x, (1, 1, 0, 0)), lambda x: torch.cat((x, x)),
+@pytest.mark.parametrize("function", [lambda x: x / 2, lambda x: x @ x, lambda x: x[:, :, 1:], lambda x: x.mean(1),
+    lambda x: (x, x), lambda x: x + x[:, :1], lambda x: x * torch.ones(6), lambda x: x.permute(0, 2, 3, 1),
+    lambda x: F.pad(x, (1, 1, 0, 0)), lambda x: torch.cat((x, x)),
     lambda x: F.avg_pool2d(x, 2, 2, 0, True), lambda x: torch.flatten(x, 1).relu()])  # fmt: skip
 def test_functions_that_cannot_be_frozen(function):
     class Net(nn.Module):

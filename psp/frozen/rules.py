@@ -1,0 +1,84 @@
+"""What becomes of each module and function of a graph: rules of a plan, the values that it reads, and the rest."""
+
+import operator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psp.extraction.rewrite import SelectChannels
+from psp.frozen import convolutions, pointwise, sampling
+from psp.frozen.values import HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SILU
+from psp.kernels.columns import ColumnSparseConv2d
+
+try:
+    from torchvision.ops import stochastic_depth
+except ImportError:  # then no network has it
+    stochastic_depth = None
+
+# (number, modules, functions and methods) of activations without arguments.
+ACTIVATIONS = (
+    (RELU, nn.ReLU, (F.relu, torch.relu, "relu")),
+    (RELU6, nn.ReLU6, (F.relu6,)),
+    (HARD_SIGMOID, nn.Hardsigmoid, (F.hardsigmoid,)),
+    (HARD_SWISH, nn.Hardswish, (F.hardswish,)),
+    (SIGMOID, nn.Sigmoid, (F.sigmoid, torch.sigmoid, "sigmoid")),
+    (SILU, nn.SiLU, (F.silu,)),
+)
+
+MODULES = {
+    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), pointwise.same),
+    **dict.fromkeys((nn.Conv2d, ColumnSparseConv2d), convolutions.convolution),
+    nn.Sequential: convolutions.padded_convolution,
+    nn.ConvTranspose2d: convolutions.transposed,
+    nn.Linear: lambda plan, x, m: convolutions.linear(plan, x, m.weight, m.bias),
+    nn.BatchNorm2d: lambda plan, x, m: pointwise.batch_norm(
+        plan, x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps
+    ),
+    nn.LayerNorm: lambda plan, x, m: pointwise.layer_norm(plan, x, m.normalized_shape, m.weight, m.bias, m.eps),
+    nn.GELU: lambda plan, x, m: pointwise.gelu(plan, x, m.approximate),
+    nn.MaxPool2d: lambda plan, x, m: sampling.max_pool(
+        plan, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
+    ),
+    nn.AvgPool2d: sampling.mean_pool,
+    nn.AdaptiveAvgPool2d: lambda plan, x, m: sampling.global_pool(plan, x, m.output_size),
+    nn.Upsample: sampling.upsample,
+    nn.PixelShuffle: lambda plan, x, m: sampling.pixel_shuffle(plan, x, m.upscale_factor),
+    nn.Flatten: lambda plan, x, m: pointwise.flatten(plan, x, m.start_dim, m.end_dim),
+    SelectChannels: pointwise.select,
+}
+FUNCTIONS = {
+    F.linear: convolutions.linear,
+    F.gelu: pointwise.gelu,
+    **dict.fromkeys((torch.add, operator.add, "add"), pointwise.add),
+    **dict.fromkeys((torch.mul, operator.mul, "mul"), pointwise.multiply),
+    **dict.fromkeys((torch.chunk, "chunk"), pointwise.chunk),
+    **dict.fromkeys((torch.split, "split"), pointwise.split),
+    **dict.fromkeys((torch.flatten, "flatten"), pointwise.flatten),
+    **dict.fromkeys((torch.permute, "permute"), pointwise.permute),
+    F.layer_norm: pointwise.layer_norm,
+    F.batch_norm: pointwise.batch_norm,
+    **dict.fromkeys((F.dropout, stochastic_depth, "contiguous"), pointwise.same),  # a network is in evaluation mode
+    getattr: pointwise.attribute,
+    F.pad: pointwise.pad,
+    F.avg_pool2d: sampling.pool,
+    F.max_pool2d: sampling.max_pool,
+    F.adaptive_avg_pool2d: sampling.global_pool,
+    F.interpolate: sampling.resize,
+    F.pixel_shuffle: sampling.pixel_shuffle,
+    operator.getitem: pointwise.getitem,
+    torch.cat: pointwise.cat,
+    **dict.fromkeys((torch.mean, "mean"), sampling.mean),
+}
+for _kind, _module, _functions in ACTIVATIONS:
+    _rule = pointwise.activation(_kind)
+    MODULES[_module] = lambda plan, x, module, rule=_rule: rule(plan, x)
+    FUNCTIONS |= dict.fromkeys(_functions, _rule)
+
+# Rules for values of several pixels that their readers take as flat, and for those with channels as the last axis.
+FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same, pointwise.attribute}
+CHANNELS_LAST = FLAT | {
+    pointwise.add, pointwise.multiply, pointwise.permute, pointwise.layer_norm, pointwise.gelu, pointwise.select,
+    MODULES[nn.LayerNorm], MODULES[nn.GELU],
+    *(rule for _, module, names in ACTIVATIONS for rule in (MODULES[module], FUNCTIONS[names[0]])),
+}  # fmt: skip

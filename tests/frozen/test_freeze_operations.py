@@ -1,0 +1,132 @@
+"""Operations beyond plain convolutions in frozen networks, by every way to run them, against the networks."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import MOBILE, network, prune
+from test_freeze import ACTIVATIONS, BATCHES, PADS, PAIRS, alone, error, freeze, needs_bfloat16, pytestmark  # noqa: F401
+from torch import nn
+from torch.nn import functional as F
+
+import psp
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.sampled_from(BATCHES), groups=st.integers(2, 5), members=st.integers(1, 3), outputs=st.integers(1, 3),
+    kernel=PAIRS, stride=PAIRS, dilation=PAIRS, padding=PADS, share=st.sampled_from([0.0, 0.3, 1.0]),
+    half=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_convolutions_in_groups(n, groups, members, outputs, kernel, stride, dilation, padding, share, half, seed):
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(groups * members, groups * outputs, kernel, stride, padding, dilation, groups)
+    conv.weight.data *= torch.rand(1, members, *kernel) < share
+    x = torch.randn(n, groups * members, 8, 9)
+    assert error(conv, freeze(alone(conv, *x.shape[1:]), x), x) < 1e-5
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.sampled_from(BATCHES), c=st.integers(1, 5), k=st.integers(1, 5), stride=PAIRS, padding=PADS,
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), more=st.booleans(), bias=st.booleans(),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_transposed_convolutions(n, c, k, stride, padding, kernel, more, bias, seed):
+    torch.manual_seed(seed)
+    more = tuple(more * (s - 1) for s in stride)
+    layer = nn.ConvTranspose2d(c, k, kernel, stride, padding, more, bias=bias)
+    x = torch.randn(n, c, 9, 8)
+    assert error(layer, freeze(alone(layer, *x.shape[1:]), x), x) < 1e-5
+
+
+RESIZED = [
+    {"scale_factor": 2}, {"size": (7, 30)}, {"scale_factor": (1.5, 2)}, {"size": (3, 4), "mode": "nearest-exact"},
+    {"scale_factor": 2, "mode": "bilinear"}, {"size": (4, 20), "mode": "bilinear"},
+    {"size": (11, 5), "mode": "bilinear", "align_corners": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", RESIZED)
+def test_interpolation(options):
+    x = torch.randn(3, 5, 6, 9)
+    net = nn.Sequential(nn.Upsample(**options), nn.Conv2d(5, 3, 3))
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("scale", [1.0, 50.0])
+def test_activations_far_from_zero_too(activation, scale):
+    x = scale * torch.randn(18, 5, 6, 9)
+    x[0, 0, 0, :4] = torch.tensor([0.0, 1e4, -1e4, 1e-20])
+    for net in (nn.Sequential(activation), nn.Sequential(nn.Conv2d(5, 3, 3), nn.BatchNorm2d(3), activation)):
+        assert error(net, freeze(net, x), x) < 1e-5
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_nan_stays_a_nan_in_every_activation(activation):
+    x = torch.zeros(2, 1, 3, 3)
+    x[1, 0, 2, 1] = torch.nan
+    frozen = freeze(nn.Sequential(activation), x)
+    for way in frozen.ways:
+        assert frozen.run(way, x).isnan().nonzero().tolist() == [[1, 0, 2, 1]]
+
+
+class Block(nn.Module):
+    """What ConvNeXt and MobileNet are made of."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.depthwise = nn.Conv2d(c, c, 7, padding=3, groups=c)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(c), nn.Linear(c, 3 * c), nn.Linear(3 * c, c)
+        self.scale = nn.Parameter(torch.rand(c, 1, 1))
+        self.down, self.up = nn.Conv2d(c, 2, 1), nn.Conv2d(2, c, 1)
+
+    def forward(self, x):
+        y = self.depthwise(x).permute(0, 2, 3, 1)
+        y = self.narrow(F.gelu(self.wide(self.norm(y)))).permute(0, 3, 1, 2)
+        x = x + self.scale * y
+        return x * self.up(F.silu(self.down(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class UNet(nn.Module):
+    """Down, a pixel shuffle and a transposed convolution up, beside what was there before; two halves of channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.block = Block(16)
+        self.up, self.shuffle = nn.ConvTranspose2d(16, 6, 3, 2, 1, 1), nn.PixelShuffle(2)
+        self.leave = nn.Conv2d(18, 5, 3, padding=1)
+
+    def forward(self, x):
+        x = F.relu6(self.enter(x))
+        y = self.block(F.hardswish(self.down(x)))
+        first, second = torch.cat((x, self.up(y), self.shuffle(y)), 1).chunk(2, dim=1)
+        return self.leave(torch.cat((2 * second, first + 1), 1))
+
+
+@pytest.mark.parametrize("n", [1, 3, 35])
+def test_a_u_net(n):
+    torch.manual_seed(0)
+    net, x = UNet().eval(), torch.randn(n, 3, 10, 14)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+@needs_bfloat16
+def test_a_u_net_in_bfloat16_is_as_exact_as_pytorch():
+    torch.manual_seed(0)
+    net, x = UNet().eval(), torch.randn(35, 3, 10, 14).bfloat16()
+    with torch.no_grad():
+        expected, theirs = copy.deepcopy(net).double()(x.double()), copy.deepcopy(net).bfloat16()(x)
+    reference = float((theirs - expected).abs().max() / expected.abs().max())
+    assert 0 < error(net, freeze(net, x), x) < 1.5 * reference
+
+
+@pytest.mark.parametrize("name", MOBILE)
+def test_networks_whose_channels_were_pruned(name):
+    net, x = network(name)
+    smaller = psp.extract(prune(net, "channel", lambda layer, alpha: 0.3 if alpha.numel() > 1 else 0.0), x)
+    assert error(smaller, freeze(smaller, x), x) < 1e-5
