@@ -4,7 +4,7 @@ Each stage checks what it was given before it starts to work, and ends with one 
 """
 
 import argparse
-import json
+import re
 import sys
 
 import torch
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from psp import errors
 from psp.data.sets import load
-from psp.files import ROOT, write_json
+from psp.files import ROOT, read_json, write_json
 from psp.pipeline.notebook import execute
 from psp.pipeline.plan import parts, plan
 from psp.pipeline.profiles import load_profile
@@ -63,13 +63,23 @@ def timing(profile, device=None):
     for kind in (device,) if device else ("cpu", "cuda"):
         path = profile.timing_path(kind)
         if kind == "cuda" and not torch.cuda.is_available():
-            earlier = json.loads(path.read_text()) if path.is_file() else None
+            earlier = read_json(path, "delete it, and time again") if path.is_file() else None
             record = without_gpu(earlier, profile)
         else:
             pairs = tqdm(networks(profile, profile.timing), total=profile.timing.count, unit="network")
             record = timing_record(pairs, profile.timing.as_dict(), torch.device(kind))
+            keep_other_machine(path, record)
         write_json(record, path)
     return f"timing: see {profile.timing_path('cpu').parent.relative_to(ROOT)}"
+
+
+def keep_other_machine(path, record):
+    """Before a timing record is written to `path`: what is there of another machine stays, in a file of its own."""
+    earlier = read_json(path, "delete it, and time again") if path.is_file() else {}
+    device = earlier.get("provenance", {}).get("device")
+    if "networks" in earlier and device != record["provenance"]["device"]:
+        name = re.sub(r"[^a-z0-9]+", "-", f"{path.stem} {device}".lower()).strip("-")
+        write_json(earlier, path.parent / "machines" / f"{name}.json")
 
 
 def figure(profile, name):

@@ -44,6 +44,10 @@ class Profile:
     def timing_path(self, device_type):
         return self.results / "timing" / f"{device_type}.json"
 
+    def other_machines(self):
+        """Timing records of CPUs other than that of `timing_path("cpu")`."""
+        return sorted((self.results / "timing" / "machines").glob("*.json"))
+
     def data_path(self, dataset):
         """Where it is written what a data set is: once for a profile and its sections."""
         return ROOT / "results" / file_of(self.name) / "data" / f"{dataset}.json"

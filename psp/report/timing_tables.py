@@ -89,6 +89,30 @@ def summary_table(cpu, gpu, batch):
     return table.reset_index(drop=True)
 
 
+def machines_table(records, batch):
+    """Speed-up and realised on each of several machines, a row for each network and precision at `batch`.
+
+    `records` are of CPUs. Shown are networks that all of them timed, with the same masks; columns are called by the
+    devices.
+    """
+    keys = ["name", "structure", "masks", "precision"]
+    shown, tables = set.intersection(*map(_identities, records)), []
+    for record in records:
+        same = [network for network in record["networks"] if _identity(network) in shown]
+        rows = speed_ups({**record, "networks": same})
+        rows = rows[rows["batch"] == batch].set_index(keys)[["speed_up", "realised"]]
+        tables.append(rows.add_suffix(f", {record['provenance']['device']}"))
+    return pd.concat(tables, axis=1, join="inner").reset_index()
+
+
+def _identities(record):
+    return {_identity(network) for network in record["networks"]}
+
+
+def _identity(network):
+    return network["name"], network.get("masks_sha256")
+
+
 def _at(record, batch):
     table = speed_ups(record)
     return table[(table["batch"] == batch) & (table["precision"] == "any")]

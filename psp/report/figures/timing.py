@@ -12,15 +12,25 @@ STRUCTURE_COLORS = dict(zip(ALPHA_SHAPE, sns.color_palette("colorblind", len(ALP
 MARKERS = {"random": "o", "trained": "*"}
 
 
-def speed_up_figure(table, batch, title):
+def speed_up_figure(table, batches, title):
     """Speed-up over the share of pruned structures, with the ideal 1/(1 − sparsity), and over the MAC reduction.
 
-    `table` as of `psp.report.timing_tables.speed_ups`; shown are its rows at `batch` in any precision.
+    `table` as of `psp.report.timing_tables.speed_ups`, in any precision; a row of panels for each of `batches`.
     """
-    rows = table[(table["batch"] == batch) & (table["precision"] == "any")]
+    table = table[table["precision"] == "any"]
     with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(12.5, 5), layout="constrained")
-        over_sparsity, over_macs = figure.subplots(1, 2)
+        figure = Figure(figsize=(12.5, 0.6 + 4.4 * len(batches)), layout="constrained")
+        panels = figure.subplots(len(batches), 2, squeeze=False)
+    for batch, row in zip(batches, panels, strict=True):
+        _draw_batch(row, table[table["batch"] == batch], batch)
+    figure.suptitle(
+        f"Speed-up over the fastest dense variant — {title}\ncircles: random masks, stars: trained ones", fontsize=12
+    )
+    return figure
+
+
+def _draw_batch(panels, rows, batch):
+    over_sparsity, over_macs = panels
     for structure in [s for s in ALPHA_SHAPE if s in set(rows["structure"])]:
         own = rows[rows["structure"] == structure].sort_values("structures_pruned_pct")
         for axes, x in ((over_sparsity, "structures_pruned_pct"), (over_macs, "mac_reduction")):
@@ -29,8 +39,8 @@ def speed_up_figure(table, batch, title):
     over_sparsity.plot(ideal, 100 / (100 - ideal), color="black", linestyle="--", linewidth=1, label="1/(1 − sparsity)")
     limit = max(rows["mac_reduction"].max(), rows["speed_up"].max(), 2.0)
     over_macs.plot([1, limit], [1, limit], color="black", linestyle="--", linewidth=1, label="the MAC reduction")
-    over_sparsity.set(xlabel="structures pruned, %", ylabel="speed-up over the fastest dense variant", yscale="log")
-    over_macs.set(xlabel="MAC reduction, times", ylabel="speed-up", xscale="log", yscale="log")
+    over_sparsity.set(xlabel="structures pruned, %", ylabel=f"speed-up at batch {batch}", yscale="log")
+    over_macs.set(xlabel="MAC reduction, times", xscale="log", yscale="log")
     for axis in (over_sparsity.yaxis, over_macs.xaxis, over_macs.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
@@ -38,8 +48,6 @@ def speed_up_figure(table, batch, title):
     for axes in (over_sparsity, over_macs):
         axes.axhline(1.0, color="#888888", linewidth=1)
         axes.legend(fontsize=9)
-    figure.suptitle(f"Speed-up at batch {batch} — {title}\ncircles: random masks, stars: trained ones", fontsize=12)
-    return figure
 
 
 def _draw(axes, rows, x, structure):
