@@ -48,7 +48,7 @@ def cost(model, example_input):
         return hook
 
     hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
-    with hooked(hooks), evaluation_mode(model), countable(), FlopCounterMode(display=False) as counter:
+    with hooked(hooks), evaluation_mode(model), countable(model), FlopCounterMode(display=False) as counter:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
@@ -72,15 +72,23 @@ def zeroed_parameters(model):
 
 
 @contextmanager
-def countable():
-    """No gradients, and no fused path of transformer layers, of which the counter would see nothing."""
+def countable(model):
+    """No gradients, and no fused path of transformer layers, of which the counter would see nothing.
+
+    Not even of parameters: the counter fails on a module that is given a view of one, as of a class token.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch.backends.mha.set_fastpath_enabled(False)
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
