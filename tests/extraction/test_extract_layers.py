@@ -227,7 +227,8 @@ def test_a_spread_layer_is_the_layer(kind):
     file.seek(0)
     for twin in (stored, copy.deepcopy(stored), torch.load(file, weights_only=False)):
         assert isinstance(twin, kind)
-        assert torch.equal(twin(x), layer(x))
+        torch.testing.assert_close(twin(x), layer(x))
+        torch.testing.assert_close(twin(x[0]), layer(x[0]))
         twin.double()
         assert twin.weight.dtype == torch.float64
         twin.float()
@@ -235,6 +236,21 @@ def test_a_spread_layer_is_the_layer(kind):
     stored(x).sum().backward()
     assert stored.outputs_first.left.grad.shape == stored.outputs_first.left.shape
     assert "weight" in layer._parameters, "the layer itself is as it was"
+
+
+@pytest.mark.parametrize(("kind", "taps"), [(nn.Linear, 1), (nn.Conv1d, 3), (nn.Conv2d, 9), (nn.Conv3d, 27)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_spread_layer_computes_its_nonzero_outputs_from_the_inputs_that_they_read(kind, taps, bias):
+    torch.manual_seed(0)
+    layer = kind(6, 8, bias=bias) if kind is nn.Linear else kind(6, 8, 3, bias=bias)
+    x = torch.randn(2, 6, *[3] * (layer.weight.ndim - 2))
+    layer.weight.data[[2, 5, 7]] = 0.0
+    layer.weight.data[:, 1] = 0.0
+    stored = spread(layer)
+    torch.testing.assert_close(stored(x), layer(x))
+    assert psp.cost(stored, x).macs == 2 * 5 * 5 * taps
+    layer.weight.data.zero_()
+    assert torch.equal(spread(layer)(x), layer(x)), "of nothing but zeros"
 
 
 class Sequences(nn.Module):
