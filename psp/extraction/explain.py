@@ -77,5 +77,5 @@ def _why(traced, name):
     if type(rule) is Op:
         return f"a {type(traced.get_submodule(name)).__name__} called like this is not followed"
     if rule.groups > 1:
-        return "of a convolution in groups only whole groups go"
+        return "all groups of a convolution are as large as the largest that is left"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"

@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED, calls
+from psp.extraction.groups import Grouped
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
     Concatenate,
@@ -103,7 +104,7 @@ def _module_op(node, module, times):
         if times > 1 or (kind is not nn.Linear and axes != module.weight.ndim) or len(node.args) > 1 or node.kwargs:
             return Op(node)
         _turn(node, channel_axis(node, module))
-        return Weighted(node, module)
+        return (Grouped if getattr(module, "groups", 1) > 1 else Weighted)(node, module)
     if kind in ACTIVATIONS:
         return Pointwise(node, module)
     if not _along(node, 1):

@@ -51,14 +51,8 @@ class Weighted(Op):
         reads_border = (by_tap[:, ~self.inside] != 0).any(-1)
         return Channels.of(reads_live | reads_border, self.bias + by_tap.sum(-1))
 
-    def members(self, wanted):
-        """Mask of all input channels of the groups that have an output in `wanted`."""
-        return wanted.view(self.groups, -1).any(1).repeat_interleave(self.weight.shape[2])
-
     def inputs(self, channels, wanted, read):
         """Mask of the input channels that must be there for the outputs `wanted`; `read` are wanted anyway."""
-        if self.groups > 1:
-            return channels.at_least_one(self.members(wanted) & channels.live)
         mask = self.nonzero[0, wanted].any(-1).any(0) & channels.live
         by_tap = torch.einsum("kct,c->kt", self.weight[0, wanted], channels.value)
         if by_tap[:, ~self.inside].any():
@@ -72,8 +66,6 @@ class Weighted(Op):
     def emit(self, builder, wanted):
         read = self.node.args[0]
         channels = builder.known[read]
-        if self.groups > 1:
-            return self.emit_groups(builder, wanted)
         inputs = self.inputs(channels, wanted, builder.wanted[read])
         live = wanted & builder.known[self.node].live
         if live.any() and self.cost(live, inputs) + SELECTION * int(wanted.sum()) < self.cost(wanted, inputs):
@@ -86,14 +78,6 @@ class Weighted(Op):
     def cost(self, rows, inputs):
         """Multiplications per output pixel, with the outputs `rows` in full vectors."""
         return -(-int(rows.sum()) // VECTOR) * VECTOR * int(inputs.sum()) * self.weight.shape[-1]
-
-    def emit_groups(self, builder, wanted):
-        """Of a grouped convolution whole groups stay or go."""
-        groups = wanted.view(self.groups, -1).any(1)
-        rows = groups.repeat_interleave(len(wanted) // self.groups)
-        layer = smallest(self.module, self.weight[groups].flatten(0, 1), self.bias[rows], int(groups.sum()))
-        x = builder.take(self.node.args[0], self.members(wanted))
-        return builder.insert(self.node.target, layer, x), rows
 
     def without(self, channels, carried, rows):
         """(weight K'×C'×taps, bias K') for the input channels `carried` alone, the effect of all others in them."""

@@ -26,6 +26,7 @@ ZOO = {
     "convnextv2_atto": (0.51, 0.51),
     "skresnet18": (0.46, 0.46),
     "resnetv2_50": (0.35, 0.45),
+    "resnest14d": (0.45, 0.51),
 }
 
 
