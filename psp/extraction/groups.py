@@ -5,7 +5,7 @@ All groups have to be of one size. A group that has fewer channels left than ano
 
 import torch
 
-from psp.extraction.layers import Weighted, smallest
+from psp.extraction.layers import Weighted, of_constants, smallest
 from psp.extraction.rewrite import NARROW
 
 
@@ -25,7 +25,7 @@ class Grouped(Weighted):
         """
         weight = self.weight[groups] * rows[:, :, None, None]
         live, value = (of_channels.view(self.groups, -1)[groups] for of_channels in channels)
-        by_tap = torch.einsum("gkct,gc->gkt", weight, value)
+        by_tap = of_constants(weight, value)
         border = (by_tap[..., ~self.inside] != 0).flatten(1).any(1)
         return (weight != 0).any(-1).any(1) & (live | border[:, None])
 
@@ -59,7 +59,7 @@ class Grouped(Weighted):
     def without(self, channels, groups, needed):
         """(weight G'×K/G×C/G×taps, bias G'×K/G) that read what is `needed` alone, the effect of constants in them."""
         weight, value = self.weight[groups], channels.value.view(self.groups, -1)[groups]
-        gone = torch.einsum("gkct,gc->gk", weight, value * ~needed)
+        gone = of_constants(weight, value * ~needed).sum(-1)
         return weight * needed[:, None, :, None], self.bias.view(self.groups, -1)[groups] + gone
 
     def among(self, groups, mask):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from psp.extraction.channels import Channels
-from psp.extraction.graph import CONVOLUTION
+from psp.extraction.graph import CONVOLUTION, LATER
 from psp.extraction.ops import Op
 from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
 from psp.method.structures import is_transposed
@@ -47,15 +47,16 @@ class Weighted(Op):
     def forward(self, known):
         live, value = known[self.node.args[0]]
         reads_live = (self.nonzero.any(-1) & live.view(self.groups, 1, -1)).any(-1).flatten()
-        by_tap = torch.einsum("gkct,gc->gkt", self.weight, value.view(self.groups, -1)).flatten(0, 1)
+        by_tap = of_constants(self.weight, value.view(self.groups, -1)).flatten(0, 1)
         reads_border = (by_tap[:, ~self.inside] != 0).any(-1)
         return Channels.of(reads_live | reads_border, self.bias + by_tap.sum(-1))
 
     def inputs(self, channels, wanted, read):
         """Mask of the input channels that must be there for the outputs `wanted`; `read` are wanted anyway."""
         mask = self.nonzero[0, wanted].any(-1).any(0) & channels.live
-        by_tap = torch.einsum("kct,c->kt", self.weight[0, wanted], channels.value)
-        if by_tap[:, ~self.inside].any():
+        constant = channels.value.nonzero().flatten()
+        weight = self.weight[0, wanted.nonzero(), constant]
+        if not self.inside.all() and of_constants(weight, channels.value[constant])[:, ~self.inside].any():
             mask = mask | channels.representative(read)
         return channels.at_least_one(mask)
 
@@ -82,13 +83,20 @@ class Weighted(Op):
     def without(self, channels, carried, rows):
         """(weight K'×C'×taps, bias K') for the input channels `carried` alone, the effect of all others in them."""
         weight, bias = self.weight[0][rows], self.bias[rows]
-        gone = torch.einsum("kct,c->kt", weight[:, ~carried], channels.value[~carried])
+        gone = of_constants(weight[:, ~carried], channels.value[~carried])
         if not gone[:, ~self.inside].any():
             return weight[:, carried], bias + gone.sum(-1)
         one = channels.representative(carried)
         weight = weight.clone()
         weight[:, one] += (gone / channels.value[one]).unsqueeze(1)
         return weight[:, carried], bias
+
+
+def of_constants(weight, value):
+    """What constants …×C add at each tap to each output, …×K×taps, by a weight …×K×C×taps."""
+    if not value.any():
+        return weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
+    return torch.einsum("...kct,...c->...kt", weight, value)
 
 
 def channel_axis(node, module):
@@ -141,7 +149,8 @@ def smallest(module, weight, bias, groups):
     """The smallest layer that computes what `module` does with `weight` (K'×C'×taps) and `bias` (K')."""
     bias = bias.clone() if bias.any() else None
     if isinstance(module, nn.Linear):
-        return with_weight(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight.squeeze(-1), bias)
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=LATER)
+        return with_weight(layer, weight.squeeze(-1), bias)
     weight = weight.unflatten(-1, module.kernel_size)
     if is_transposed(module):
         return transposed(module, weight, bias, groups)
@@ -162,6 +171,7 @@ def smallest(module, weight, bias, groups):
         groups,
         bias is not None,
         module.padding_mode,
+        device=LATER,
     )
     layer = with_weight(layer, weight, bias)
     if symmetric or module.padding_mode != "zeros":
@@ -174,7 +184,7 @@ def transposed(module, weight, bias, groups):
     """The transposed convolution of the settings of `module` with `weight` (K'×C'×kernel…) and `bias` (K')."""
     weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     settings = module.stride, module.padding, module.output_padding, groups, bias is not None, module.dilation
-    layer = type(module)(len(weight), weight.shape[1] * groups, module.kernel_size, *settings)
+    layer = type(module)(len(weight), weight.shape[1] * groups, module.kernel_size, *settings, device=LATER)
     return with_weight(layer, weight, bias)
 
 
