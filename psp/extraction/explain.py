@@ -6,6 +6,7 @@ from psp.errors import ExtractError
 from psp.extraction.ops import Op
 from psp.kernels.spread import SpreadWeight
 from psp.method.attach import parametrizations, weight_shape
+from psp.method.structures import is_transposed
 
 
 class Layer(NamedTuple):
@@ -78,4 +79,9 @@ def _why(traced, name):
         return f"a {type(traced.get_submodule(name)).__name__} called like this is not followed"
     if rule.groups > 1:
         return "all groups of a convolution are as large as the largest that is left"
+    if is_transposed(rule.module):
+        return (
+            "of a transposed convolution only channels and taps at the rim go, and columns where many are pruned at "
+            "each tap"
+        )
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"

@@ -5,8 +5,9 @@ All groups have to be of one size. A group that has fewer channels left than ano
 
 import torch
 
-from psp.extraction.layers import Weighted, of_constants, smallest
+from psp.extraction.layers import Weighted, of_constants
 from psp.extraction.rewrite import NARROW
+from psp.extraction.smallest import smallest
 
 
 class Grouped(Weighted):

@@ -1,4 +1,4 @@
-"""Convolutions and linear layers: which outputs are constant, which inputs are read, and the smallest layer left.
+"""Convolutions and linear layers: which outputs are constant, which inputs are read, and with which weights.
 
 A linear layer is a convolution of one tap on maps of one pixel. A constant channel adds the same to every output
 pixel, and so goes into the bias, except where a tap reads the zero padding instead of it. A convolution that has such
@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from psp.extraction.channels import Channels
-from psp.extraction.graph import CONVOLUTION, LATER
 from psp.extraction.ops import Op
-from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
+from psp.extraction.smallest import column_sparse, pads, smallest
 from psp.method.structures import is_transposed
 
 # A convolution may as well put out constant channels, by its bias, if that costs less than putting them in later.
@@ -23,11 +22,6 @@ from psp.method.structures import is_transposed
 # much as 35 to 46 multiplications.
 VECTOR = 16
 SELECTION = 40
-# From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel: in
-# float32 on a CPU psp.kernels overtake oneDNN there (benchmarks/column_conv.py).
-COLUMN_SPARSE = 0.2
-COLUMNS = dict(zip(CONVOLUTION, (ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d), strict=True))
-ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
 class Weighted(Op):
@@ -127,84 +121,3 @@ def inside(module):
     if module.padding_mode != "zeros":  # a constant goes on in its padding
         axes = [torch.ones_like(axis) for axis in axes]
     return torch.tensor([all(taps) for taps in product(*(axis.tolist() for axis in axes))])
-
-
-def pads(module):
-    """Padding (before, after) of every axis of a convolution, in pixels."""
-    flat = module._reversed_padding_repeated_twice  # (before, after) of the last axis, then of the one before it, …
-    return [tuple(flat[2 * axis : 2 * axis + 2]) for axis in reversed(range(len(flat) // 2))]
-
-
-def column_sparse(module, weight):
-    """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
-    padding = pads(module) if type(module) in CONVOLUTION and module.padding_mode == "zeros" else []
-    if not padding or any(before != after for before, after in padding):
-        return False
-    weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
-    columns = weight.ne(0).any(0)
-    return columns.shape[1:].numel() > 1 and columns.double().mean() <= 1 - COLUMN_SPARSE
-
-
-def smallest(module, weight, bias, groups):
-    """The smallest layer that computes what `module` does with `weight` (K'×C'×taps) and `bias` (K')."""
-    bias = bias.clone() if bias.any() else None
-    if isinstance(module, nn.Linear):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=LATER)
-        return with_weight(layer, weight.squeeze(-1), bias)
-    weight = weight.unflatten(-1, module.kernel_size)
-    if is_transposed(module):
-        return transposed(module, weight, bias, groups)
-    if groups == 1 and column_sparse(module, weight.flatten(2)):
-        before = tuple(p for p, _ in pads(module))
-        return COLUMNS[type(module)](weight, bias, module.stride, before, module.dilation)
-    padding = pads(module)
-    if module.padding_mode == "zeros":
-        weight, padding = cropped(weight, padding, module.dilation)
-    symmetric = all(before == after >= 0 for before, after in padding)
-    layer = type(module)(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        weight.shape[2:],
-        module.stride,
-        module.padding if module.padding_mode != "zeros" else [before for before, _ in padding] if symmetric else 0,
-        module.dilation,
-        groups,
-        bias is not None,
-        module.padding_mode,
-        device=LATER,
-    )
-    layer = with_weight(layer, weight, bias)
-    if symmetric or module.padding_mode != "zeros":
-        return layer
-    flat = tuple(p for pair in reversed(padding) for p in pair)
-    return nn.Sequential(ZERO_PAD[CONVOLUTION.index(type(module))](flat), layer)
-
-
-def transposed(module, weight, bias, groups):
-    """The transposed convolution of the settings of `module` with `weight` (K'×C'×kernel…) and `bias` (K')."""
-    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    settings = module.stride, module.padding, module.output_padding, groups, bias is not None, module.dilation
-    layer = type(module)(len(weight), weight.shape[1] * groups, module.kernel_size, *settings, device=LATER)
-    return with_weight(layer, weight, bias)
-
-
-def with_weight(layer, weight, bias):
-    """`layer` with these weights, of their type."""
-    layer.weight = nn.Parameter(weight.contiguous())
-    layer.bias = None if bias is None else nn.Parameter(bias)
-    return layer
-
-
-def cropped(weight, padding, dilation):
-    """(weight, padding) of the same convolution with the kernel cut to the bounding box of its nonzero taps."""
-    alive = weight.ne(0).any(0).any(0)
-    smaller = []
-    for axis, ((before, after), step) in enumerate(zip(padding, dilation, strict=True)):
-        length = alive.shape[axis]
-        taps = alive.movedim(axis, 0).reshape(length, -1).any(1).nonzero().flatten().tolist()
-        if not taps:  # nothing but zeros: the tap that needs the least padding
-            taps = [min(length - 1, before // step)]
-        first, last = taps[0], taps[-1]
-        weight = weight.narrow(axis + 2, first, last - first + 1)
-        smaller.append((before - step * first, after - step * (length - 1 - last)))
-    return weight, smaller

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from psp.errors import KernelError
 from psp.extraction.graph import describe
-from psp.extraction.layers import pads
 from psp.extraction.rewrite import SelectChannels
+from psp.extraction.smallest import pads
 from psp.frozen.values import COMBINE, CONV, POOL_MAX, POOL_MEAN, Operation, Value
 from psp.kernels.columns import ColumnSparseConv2d, nonzero_columns
 

@@ -114,7 +114,7 @@ def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_netwo
     masked, smaller = psp.cost(net, x), psp.cost(psp.extract(net, x), x)
     left = 1 - psp.sparsity(net).weights
     assert (masked.macs - stay) / (dense.macs - stay) == pytest.approx(left, abs=0.02)
-    assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.layers
+    assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.smallest
     assert smaller.macs >= (0.9 if structure == "column" else 0.3) * masked.macs
 
 
