@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 from psp.errors import ExtractError
+from psp.extraction.graph import describe
 from psp.extraction.ops import Op
+from psp.extraction.parts import is_part
 from psp.kernels.spread import SpreadWeight
 from psp.method.attach import parametrizations, weight_shape
 from psp.method.structures import is_transposed
@@ -84,4 +86,21 @@ def _why(traced, name):
             "of a transposed convolution only channels and taps at the rim go, and columns where many are pruned at "
             "each tap"
         )
+    whole = _reads_whole(called[0])
+    if whole is not None:
+        return f"all that it computes is read by {describe(whole)}, of whose channels none can go"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
+
+
+def _reads_whole(node):
+    """The first operation behind a layer that mixes its channels or is not known, before other layers; or None."""
+    left, seen = list(node.users), set()
+    while left:
+        user = left.pop(0)
+        if user in seen or user.op == "output" or user.meta["op"].has_bias:
+            continue
+        if type(user.meta["op"]) is Op and not all(is_part(reader) for reader in user.users):
+            return user
+        seen.add(user)
+        left.extend(user.users)
+    return None

@@ -19,6 +19,7 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
+from psp.extraction.checks import drop_checks
 from psp.extraction.compare import beside, check_finite, compare
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import twice_as_many
@@ -74,6 +75,7 @@ def extract(model, example_input):
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
+    drop_checks(network)
     use_layers(network)
     fold_batchnorm_(network)
     find_flattens(network)

@@ -339,3 +339,21 @@ def test_several_inputs():
     torch.testing.assert_close(smaller(*inputs)["sum"], net(*inputs)["sum"])
     assert smaller.b.out_channels == 4
     assert size(smaller) < size(net)
+
+
+def test_a_check_of_the_number_of_axes_keeps_nothing_from_being_folded():
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.conv(x)
+            torch._assert(x.ndim == 4, f"expected 4 axes, got {x.ndim}")
+            return self.bn(x).mean(x.dim() - 1)
+
+    torch.manual_seed(0)
+    net = psp.parameterize(randomize(Checked()), "channel", place="weight").double().eval()
+    smaller = psp.extract(net, example())
+    assert difference(net, smaller, example()) < 1e-13
+    assert [name for name, _ in smaller.named_children()] == ["conv"]
