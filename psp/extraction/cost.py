@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psp.method.attach import originals, parametrizations, weight_shape
+from psp.method.attach import kept_weights, originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
 from psp.method.structures import is_transposed
@@ -65,7 +65,7 @@ def zeroed_parameters(model):
     kept, zeroing, holding = {}, Counter(), holders(model)
     for layer, pruner in parametrizations(model).values():
         weights = tuple(id(p) for p in originals(layer))
-        kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
+        kept[weights] = kept.get(weights, False) | kept_weights(layer, pruner)
         zeroing[weights] += 1
     gone = {weights: mask.numel() - int(mask.sum()) for weights, mask in kept.items()}
     return sum(count for weights, count in gone.items() if zeroing[weights] == holding[weights[0]])
@@ -92,9 +92,9 @@ def countable(model):
 
 
 @contextmanager
-def hooked(hooks):
+def hooked(hooks, with_kwargs=False):
     """Forward hooks, pairs of a module and a hook, for as long as the context lasts."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks]
     try:
         yield
     finally:

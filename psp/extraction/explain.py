@@ -7,7 +7,7 @@ from psp.extraction.graph import describe
 from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
 from psp.kernels.spread import SpreadWeight
-from psp.method.attach import parametrizations, weight_shape
+from psp.method.attach import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed
 
 
@@ -50,9 +50,11 @@ def explanation(model, traced, smaller):
     layers = []
     for name, (layer, pruner) in parametrizations(model).items():
         before = weight_shape(layer).numel()
-        unpruned = int(pruner.kept().expand(weight_shape(layer)).sum())
+        unpruned = int(kept_weights(layer, pruner).sum())
         left, stored = _left(smaller, name)
         why = "" if left < min(before, unpruned + 1) and not stored else _why(traced, name)
+        if name in traced.meta["all heads"]:
+            why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
         layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))
     return Explanation(tuple(layers), f"{sizes} only" if sizes else "any size that the network takes")
 

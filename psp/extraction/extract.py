@@ -25,6 +25,7 @@ from psp.extraction.cost import left_parameters
 from psp.extraction.examples import twice_as_many
 from psp.extraction.explain import explanation
 from psp.extraction.graph import fold_batchnorm_, make_pure
+from psp.extraction.heads import drop_heads
 from psp.extraction.kinds import classify
 from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
@@ -67,7 +68,9 @@ def extract(model, example_input):
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
-    network = trace(masked, inputs)
+    headless, all_heads = drop_heads(masked, inputs)
+    network = trace(headless, inputs)
+    network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
     shown = [inputs, beside(inputs)]
     if network.meta["fixed"]:  # only then: it costs time, and elsewhere the size changes nothing
