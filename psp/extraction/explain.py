@@ -104,5 +104,5 @@ def _reads_whole(node):
         if type(user.meta["op"]) is Op and not all(is_part(reader) for reader in user.users):
             return user
         seen.add(user)
-        left.extend(user.users)
+        left.extend(user.users if user.meta["shape"] is not None else ())
     return None
