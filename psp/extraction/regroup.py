@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from psp.extraction.channels import Channels
-from psp.extraction.ops import Op
+from psp.extraction.ops import Op, Turn
 
 RESHAPES = ("view", "reshape", torch.reshape)
 FLATTENS = (*RESHAPES, torch.flatten, "flatten")
@@ -86,7 +86,7 @@ def question(node):
     if asked is None or not _has_channels(asked):
         return None
     if index == asked.meta["op"].axis:
-        return Count(node, asked.meta["shape"][index])
+        return Count(node, asked.meta["shape"][index]) if _of_layer(asked) and _is_fixed(asked, index) else None
     if index is not None:
         return Question(node) if node.op == "call_method" else Op(node)
     return Question(node) if all(_asked(user)[1] is not None for user in node.users) else None
@@ -97,14 +97,14 @@ def regroup(node):
     read = node.args[0] if node.args else None
     if node.target not in FLATTENS or not isinstance(read, fx.Node):
         return None
-    if not (_has_channels(read) and _has_channels(node)):
+    if not (_has_channels(read) and _has_channels(node)) or not _of_layer(read):
         return None
     if node.target in RESHAPES and (_sizes(node) is None or len(_sizes(node)) != len(node.meta["shape"])):
         return None
     before, after = ([n.meta[key] for key in ("shape", "larger")] for n in (read, node))
     for axis in range(1, len(after[0])):  # behind the first one that fits there are only axes of length 1
         factors = _factors(before, after, read.meta["op"].axis, axis)
-        if factors is not None:
+        if factors is not None and _is_fixed(read, read.meta["op"].axis) and _is_fixed(node, axis):
             return Regroup(node, axis, *factors)
     return None
 
@@ -120,6 +120,20 @@ def _factors(before, after, axis, new):
             return None
         found.add((max(moved // ahead, 1), max(ahead // moved, 1)))
     return found.pop() if len(found) == 1 else None
+
+
+def _of_layer(node):
+    """Whether channels are those of a layer or an input: what is taken for such of an unknown operation may be pixels."""
+    while type(node.meta["op"]) not in (Op, Turn):
+        if node.meta["op"].has_bias or not node.all_input_nodes:
+            return True
+        node = node.all_input_nodes[0]
+    return False
+
+
+def _is_fixed(node, axis):
+    """Whether an axis is as long for other sizes of images."""
+    return node.meta["shape"][axis] == node.meta["larger"][axis]
 
 
 def _sizes(node):

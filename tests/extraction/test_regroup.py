@@ -40,6 +40,14 @@ def parts(x):
     return x.view(x.size(0), 2, x.shape[1] // 2, *x.shape[2:])
 
 
+def by_tokens(x):
+    """Tokens of an operation that is not followed, their number asked for and reshaped by."""
+    tokens = torch.cumsum(x.flatten(2).transpose(1, 2), 1)
+    batch, count, channels = tokens.shape
+    tokens = tokens.reshape(batch, count, 2, channels // 2).transpose(2, 3).reshape(batch, count, channels)
+    return tokens.transpose(1, 2).reshape(x.shape)
+
+
 def rows(network, name):
     return network.get_submodule(name).weight.shape[0]
 
@@ -81,6 +89,7 @@ def test_selective_kernels_lose_channels_that_are_zero_on_both_paths():
         (lambda x: torch.stack([x, x.relu()], 2).sum(dim=2), 8, None),
         (lambda x: torch.stack([x, x], 1).softmax(1).sum(1), 8, None),
         (lambda x: x * x.shape[1] / x.size(0), 8, None),
+        (lambda x: by_tokens(x), 8, None),
         (lambda x: x.sum((2, 3), keepdim=True), 8, 5),
         (lambda x: x * x.softmax(2), 8, 5),
         (lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2)[..., None], 8, None),
