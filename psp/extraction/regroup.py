@@ -85,11 +85,14 @@ def question(node):
     asked, index = _asked(node)
     if asked is None or not _has_channels(asked):
         return None
-    if index == asked.meta["op"].axis:
-        return Count(node, asked.meta["shape"][index]) if _of_layer(asked) and _is_fixed(asked, index) else None
+    axis = asked.meta["op"].axis
+    known = _of_layer(asked) and _is_fixed(asked, axis)
+    if index == axis:
+        return Count(node, asked.meta["shape"][axis]) if known else None
     if index is not None:
         return Question(node) if node.op == "call_method" else Op(node)
-    return Question(node) if all(_asked(user)[1] is not None for user in node.users) else None
+    answered = (_asked(user)[1] for user in node.users)
+    return Question(node) if all(i is not None and (known or i != axis) for i in answered) else None
 
 
 def regroup(node):
@@ -123,11 +126,11 @@ def _factors(before, after, axis, new):
 
 
 def _of_layer(node):
-    """Whether channels are those of a layer or an input: what is taken for such of an unknown operation may be pixels."""
+    """Whether channels are those of a layer or an input: of an unknown operation, they may be pixels."""
     while type(node.meta["op"]) not in (Op, Turn):
         if node.meta["op"].has_bias or not node.all_input_nodes:
             return True
-        node = node.all_input_nodes[0]
+        node = getattr(node.meta["op"], "read", node.all_input_nodes[0])
     return False
 
 

@@ -48,6 +48,12 @@ def by_tokens(x):
     return tokens.transpose(1, 2).reshape(x.shape)
 
 
+def shuffled(x):
+    """The channels of two groups in turns."""
+    batch, channels, height, width = x.size()
+    return x.view(batch, 2, channels // 2, height, width).transpose(1, 2).contiguous().view(batch, -1, height, width)
+
+
 def rows(network, name):
     return network.get_submodule(name).weight.shape[0]
 
@@ -90,6 +96,8 @@ def test_selective_kernels_lose_channels_that_are_zero_on_both_paths():
         (lambda x: torch.stack([x, x], 1).softmax(1).sum(1), 8, None),
         (lambda x: x * x.shape[1] / x.size(0), 8, None),
         (lambda x: by_tokens(x), 8, None),
+        (lambda x: shuffled(torch.cat([y.relu() for y in x.chunk(2, 1)], 1)), 8, None),
+        (lambda x: shuffled(x.cumsum(1)), 8, None),
         (lambda x: x.sum((2, 3), keepdim=True), 8, 5),
         (lambda x: x * x.softmax(2), 8, 5),
         (lambda x: x.permute(0, 2, 3, 1).reshape(x.shape[0], -1, x.shape[1]).transpose(1, 2)[..., None], 8, None),
