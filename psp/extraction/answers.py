@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from psp.extraction.examples import larger, without_numbers
+from psp.extraction.examples import Interpreter, larger, without_numbers
 
 # The example, an even and an odd size.
 ENOUGH = 3
@@ -56,7 +56,7 @@ class Answers:
             yield self.held.get(place, (None, None))[1]
 
 
-class Run(fx.Interpreter):
+class Run(Interpreter):
     """The values of one example. Where tracing begins anew, what is the same again is not computed again."""
 
     def __init__(self, root, mode, arguments):

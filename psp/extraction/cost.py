@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from psp.method.attach import originals, parametrizations, weight_shape
+from psp.method.attach import kept_weights, originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
 from psp.method.structures import is_transposed
@@ -48,7 +48,7 @@ def cost(model, example_input):
         return hook
 
     hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
-    with hooked(hooks), evaluation_mode(model), countable(), FlopCounterMode(display=False) as counter:
+    with hooked(hooks), evaluation_mode(model), countable(model), FlopCounterMode(display=False) as counter:
         inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
@@ -65,28 +65,36 @@ def zeroed_parameters(model):
     kept, zeroing, holding = {}, Counter(), holders(model)
     for layer, pruner in parametrizations(model).values():
         weights = tuple(id(p) for p in originals(layer))
-        kept[weights] = kept.get(weights, False) | pruner.kept().expand(weight_shape(layer))
+        kept[weights] = kept.get(weights, False) | kept_weights(layer, pruner)
         zeroing[weights] += 1
     gone = {weights: mask.numel() - int(mask.sum()) for weights, mask in kept.items()}
     return sum(count for weights, count in gone.items() if zeroing[weights] == holding[weights[0]])
 
 
 @contextmanager
-def countable():
-    """No gradients, and no fused path of transformer layers, of which the counter would see nothing."""
+def countable(model):
+    """No gradients, and no fused path of transformer layers, of which the counter would see nothing.
+
+    Not even of parameters: the counter fails on a module that is given a view of one, as of a class token.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     torch.backends.mha.set_fastpath_enabled(False)
+    for parameter in trained:
+        parameter.requires_grad_(False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
-def hooked(hooks):
+def hooked(hooks, with_kwargs=False):
     """Forward hooks, pairs of a module and a hook, for as long as the context lasts."""
-    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks]
     try:
         yield
     finally:

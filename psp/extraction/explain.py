@@ -3,9 +3,12 @@
 from typing import NamedTuple
 
 from psp.errors import ExtractError
+from psp.extraction.graph import describe
 from psp.extraction.ops import Op
+from psp.extraction.parts import is_part
 from psp.kernels.spread import SpreadWeight
-from psp.method.attach import parametrizations, weight_shape
+from psp.method.attach import kept_weights, parametrizations, weight_shape
+from psp.method.structures import is_transposed
 
 
 class Layer(NamedTuple):
@@ -47,9 +50,11 @@ def explanation(model, traced, smaller):
     layers = []
     for name, (layer, pruner) in parametrizations(model).items():
         before = weight_shape(layer).numel()
-        unpruned = int(pruner.kept().expand(weight_shape(layer)).sum())
+        unpruned = int(kept_weights(layer, pruner).sum())
         left, stored = _left(smaller, name)
         why = "" if left < min(before, unpruned + 1) and not stored else _why(traced, name)
+        if name in traced.meta["all heads"]:
+            why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
         layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))
     return Explanation(tuple(layers), f"{sizes} only" if sizes else "any size that the network takes")
 
@@ -77,5 +82,27 @@ def _why(traced, name):
     if type(rule) is Op:
         return f"a {type(traced.get_submodule(name)).__name__} called like this is not followed"
     if rule.groups > 1:
-        return "of a convolution in groups only whole groups go"
+        return "all groups of a convolution are as large as the largest that is left"
+    if is_transposed(rule.module):
+        return (
+            "of a transposed convolution only channels and taps at the rim go, and columns where many are pruned at "
+            "each tap"
+        )
+    whole = _reads_whole(called[0])
+    if whole is not None:
+        return f"all that it computes is read by {describe(whole)}, of whose channels none can go"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
+
+
+def _reads_whole(node):
+    """The first operation behind a layer that mixes its channels or is not known, before other layers; or None."""
+    left, seen = list(node.users), set()
+    while left:
+        user = left.pop(0)
+        if user in seen or user.op == "output" or user.meta["op"].has_bias:
+            continue
+        if type(user.meta["op"]) is Op and not all(is_part(reader) for reader in user.users):
+            return user
+        seen.add(user)
+        left.extend(user.users if user.meta["shape"] is not None else ())
+    return None

@@ -19,11 +19,13 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
+from psp.extraction.checks import drop_checks
 from psp.extraction.compare import beside, check_finite, compare
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import twice_as_many
 from psp.extraction.explain import explanation
 from psp.extraction.graph import fold_batchnorm_, make_pure
+from psp.extraction.heads import drop_heads
 from psp.extraction.kinds import classify
 from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
@@ -66,7 +68,9 @@ def extract(model, example_input):
     check(model)
     inputs = as_inputs(example_input)
     masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
-    network = trace(masked, inputs)
+    headless, all_heads = drop_heads(masked, inputs)
+    network = trace(headless, inputs)
+    network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
     shown = [inputs, beside(inputs)]
     if network.meta["fixed"]:  # only then: it costs time, and elsewhere the size changes nothing
@@ -74,6 +78,7 @@ def extract(model, example_input):
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     make_pure(network)
+    drop_checks(network)
     use_layers(network)
     fold_batchnorm_(network)
     find_flattens(network)

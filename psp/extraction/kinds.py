@@ -7,6 +7,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED, calls
+from psp.extraction.groups import Grouped
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.ops import (
     Concatenate,
@@ -16,6 +17,7 @@ from psp.extraction.ops import (
     Op,
     Pad,
     Pointwise,
+    Stack,
     Turn,
     Unary,
     ZeroOnly,
@@ -23,6 +25,8 @@ from psp.extraction.ops import (
 from psp.extraction.pairs import Product, Sum
 from psp.extraction.parts import is_part, part
 from psp.extraction.recurrent import RECURRENT, Recurrent
+from psp.extraction.reduce import MEANS, SOFTMAX, SUMS_ALONG, reduction
+from psp.extraction.regroup import question, regroup
 from psp.extraction.shapes import same_shape
 from psp.method.choose import PRODUCTS
 
@@ -48,7 +52,6 @@ KEEPING_FUNCTIONS = {
 # Arguments of functions and methods that have no signature to ask.
 ARGUMENTS = {
     "avg_pool": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    "mean": ("input", "dim", "keepdim"),
     "pad": ("input", "pad", "mode", "value"),
 }
 SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
@@ -77,6 +80,8 @@ def classify(network):
             op = part(node)
         else:
             op = Op(node)
+        if type(op) is Op and node.op in ("call_function", "call_method"):
+            op = regroup(node) or question(node) or op
         node.meta["op"] = op
 
 
@@ -103,7 +108,7 @@ def _module_op(node, module, times):
         if times > 1 or (kind is not nn.Linear and axes != module.weight.ndim) or len(node.args) > 1 or node.kwargs:
             return Op(node)
         _turn(node, channel_axis(node, module))
-        return Weighted(node, module)
+        return (Grouped if getattr(module, "groups", 1) > 1 else Weighted)(node, module)
     if kind in ACTIVATIONS:
         return Pointwise(node, module)
     if not _along(node, 1):
@@ -124,6 +129,8 @@ def _function_op(node):
     target, reads = node.target, [n for n in node.args if isinstance(n, fx.Node)]
     if target is torch.cat and _along(node, 1):
         return _cat(node)
+    if target is torch.stack and _along(node, 1) and _stacks(node):
+        return Stack(node)
     if len(reads) == len(node.args) == 2 and not node.kwargs:
         return _two(node, target)
     if len(reads) != 1 or len(node.all_input_nodes) != 1:
@@ -135,6 +142,8 @@ def _function_op(node):
         return _permutation(node, axes)
     if target == "contiguous":
         return Unary(node)
+    if target in (*MEANS, *SUMS_ALONG, *SOFTMAX):
+        return reduction(node) or Op(node)
     if not _along(node, 1):
         return Op(node)
     if target in KEEPING_FUNCTIONS and axes == _axes(target.__name__):
@@ -143,8 +152,6 @@ def _function_op(node):
         named = _arguments(node, "avg_pool")
         include, override = named.get("count_include_pad", True), named.get("divisor_override")
         return _average_pool(node, named.get("padding", 0), include, override)
-    if target in (torch.mean, "mean"):
-        return _mean(node, axes, **_arguments(node, "mean"))
     if target is F.pad:
         named = _arguments(node, "pad")
         return _pad(node, named["pad"], named.get("mode", "constant"), named.get("value") or 0)
@@ -193,12 +200,6 @@ def _average_pool(node, padding, count_include_pad, divisor_override):
     return ZeroOnly(node) if divisor_override or (padded and count_include_pad) else Unary(node)
 
 
-def _mean(node, axes, input, dim=None, **kwargs):
-    dims = [dim] if isinstance(dim, int) else dim or []
-    in_space = dims and all(d % axes >= 2 for d in dims) and not set(kwargs) - {"keepdim"}
-    return Unary(node) if in_space else Op(node)
-
-
 def _pad(node, pads, mode, value):
     axes = len(node.meta["shape"])
     if mode == "constant" and len(pads) <= 2 * (axes - 1):
@@ -210,6 +211,12 @@ def _cat(node):
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     listed = isinstance(node.args[0], (tuple, list))
     return Concatenate(node) if listed and dim in (1, 1 - len(node.meta["shape"])) else Op(node)
+
+
+def _stacks(node):
+    """Whether a node stacks its tensors along a new axis between the batch and their channels."""
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return dim == 1 and len(set(node.args[0])) == len(node.args[0]) and same_shape(*node.args[0])
 
 
 def _two(node, target):

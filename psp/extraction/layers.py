@@ -1,4 +1,4 @@
-"""Convolutions and linear layers: which outputs are constant, which inputs are read, and the smallest layer left.
+"""Convolutions and linear layers: which outputs are constant, which inputs are read, and with which weights.
 
 A linear layer is a convolution of one tap on maps of one pixel. A constant channel adds the same to every output
 pixel, and so goes into the bias, except where a tap reads the zero padding instead of it. A convolution that has such
@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from psp.extraction.channels import Channels
-from psp.extraction.graph import CONVOLUTION
 from psp.extraction.ops import Op
-from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
+from psp.extraction.smallest import column_sparse, pads, smallest
 from psp.method.structures import is_transposed
 
 # A convolution may as well put out constant channels, by its bias, if that costs less than putting them in later.
@@ -23,11 +22,6 @@ from psp.method.structures import is_transposed
 # much as 35 to 46 multiplications.
 VECTOR = 16
 SELECTION = 40
-# From this share of all-zero columns on, a convolution keeps its other columns only, instead of a dense kernel: in
-# float32 on a CPU psp.kernels overtake oneDNN there (benchmarks/column_conv.py).
-COLUMN_SPARSE = 0.2
-COLUMNS = dict(zip(CONVOLUTION, (ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d), strict=True))
-ZERO_PAD = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 
 
 class Weighted(Op):
@@ -47,21 +41,16 @@ class Weighted(Op):
     def forward(self, known):
         live, value = known[self.node.args[0]]
         reads_live = (self.nonzero.any(-1) & live.view(self.groups, 1, -1)).any(-1).flatten()
-        by_tap = torch.einsum("gkct,gc->gkt", self.weight, value.view(self.groups, -1)).flatten(0, 1)
+        by_tap = of_constants(self.weight, value.view(self.groups, -1)).flatten(0, 1)
         reads_border = (by_tap[:, ~self.inside] != 0).any(-1)
         return Channels.of(reads_live | reads_border, self.bias + by_tap.sum(-1))
 
-    def members(self, wanted):
-        """Mask of all input channels of the groups that have an output in `wanted`."""
-        return wanted.view(self.groups, -1).any(1).repeat_interleave(self.weight.shape[2])
-
     def inputs(self, channels, wanted, read):
         """Mask of the input channels that must be there for the outputs `wanted`; `read` are wanted anyway."""
-        if self.groups > 1:
-            return channels.at_least_one(self.members(wanted) & channels.live)
         mask = self.nonzero[0, wanted].any(-1).any(0) & channels.live
-        by_tap = torch.einsum("kct,c->kt", self.weight[0, wanted], channels.value)
-        if by_tap[:, ~self.inside].any():
+        constant = channels.value.nonzero().flatten()
+        weight = self.weight[0, wanted.nonzero(), constant]
+        if not self.inside.all() and of_constants(weight, channels.value[constant])[:, ~self.inside].any():
             mask = mask | channels.representative(read)
         return channels.at_least_one(mask)
 
@@ -72,8 +61,6 @@ class Weighted(Op):
     def emit(self, builder, wanted):
         read = self.node.args[0]
         channels = builder.known[read]
-        if self.groups > 1:
-            return self.emit_groups(builder, wanted)
         inputs = self.inputs(channels, wanted, builder.wanted[read])
         live = wanted & builder.known[self.node].live
         if live.any() and self.cost(live, inputs) + SELECTION * int(wanted.sum()) < self.cost(wanted, inputs):
@@ -87,24 +74,23 @@ class Weighted(Op):
         """Multiplications per output pixel, with the outputs `rows` in full vectors."""
         return -(-int(rows.sum()) // VECTOR) * VECTOR * int(inputs.sum()) * self.weight.shape[-1]
 
-    def emit_groups(self, builder, wanted):
-        """Of a grouped convolution whole groups stay or go."""
-        groups = wanted.view(self.groups, -1).any(1)
-        rows = groups.repeat_interleave(len(wanted) // self.groups)
-        layer = smallest(self.module, self.weight[groups].flatten(0, 1), self.bias[rows], int(groups.sum()))
-        x = builder.take(self.node.args[0], self.members(wanted))
-        return builder.insert(self.node.target, layer, x), rows
-
     def without(self, channels, carried, rows):
         """(weight K'×C'×taps, bias K') for the input channels `carried` alone, the effect of all others in them."""
         weight, bias = self.weight[0][rows], self.bias[rows]
-        gone = torch.einsum("kct,c->kt", weight[:, ~carried], channels.value[~carried])
+        gone = of_constants(weight[:, ~carried], channels.value[~carried])
         if not gone[:, ~self.inside].any():
             return weight[:, carried], bias + gone.sum(-1)
         one = channels.representative(carried)
         weight = weight.clone()
         weight[:, one] += (gone / channels.value[one]).unsqueeze(1)
         return weight[:, carried], bias
+
+
+def of_constants(weight, value):
+    """What constants …×C add at each tap to each output, …×K×taps, by a weight …×K×C×taps."""
+    if not value.any():
+        return weight.new_zeros(*weight.shape[:-2], weight.shape[-1])
+    return torch.einsum("...kct,...c->...kt", weight, value)
 
 
 def channel_axis(node, module):
@@ -135,82 +121,3 @@ def inside(module):
     if module.padding_mode != "zeros":  # a constant goes on in its padding
         axes = [torch.ones_like(axis) for axis in axes]
     return torch.tensor([all(taps) for taps in product(*(axis.tolist() for axis in axes))])
-
-
-def pads(module):
-    """Padding (before, after) of every axis of a convolution, in pixels."""
-    flat = module._reversed_padding_repeated_twice  # (before, after) of the last axis, then of the one before it, …
-    return [tuple(flat[2 * axis : 2 * axis + 2]) for axis in reversed(range(len(flat) // 2))]
-
-
-def column_sparse(module, weight):
-    """Whether so many columns of K×C×taps are zero that a convolution of the other ones alone is worth it."""
-    padding = pads(module) if type(module) in CONVOLUTION and module.padding_mode == "zeros" else []
-    if not padding or any(before != after for before, after in padding):
-        return False
-    weight, _ = cropped(weight.unflatten(-1, module.kernel_size), padding, module.dilation)
-    columns = weight.ne(0).any(0)
-    return columns.shape[1:].numel() > 1 and columns.double().mean() <= 1 - COLUMN_SPARSE
-
-
-def smallest(module, weight, bias, groups):
-    """The smallest layer that computes what `module` does with `weight` (K'×C'×taps) and `bias` (K')."""
-    bias = bias.clone() if bias.any() else None
-    if isinstance(module, nn.Linear):
-        return with_weight(nn.Linear(weight.shape[1], weight.shape[0], bias is not None), weight.squeeze(-1), bias)
-    weight = weight.unflatten(-1, module.kernel_size)
-    if is_transposed(module):
-        return transposed(module, weight, bias, groups)
-    if groups == 1 and column_sparse(module, weight.flatten(2)):
-        before = tuple(p for p, _ in pads(module))
-        return COLUMNS[type(module)](weight, bias, module.stride, before, module.dilation)
-    padding = pads(module)
-    if module.padding_mode == "zeros":
-        weight, padding = cropped(weight, padding, module.dilation)
-    symmetric = all(before == after >= 0 for before, after in padding)
-    layer = type(module)(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        weight.shape[2:],
-        module.stride,
-        module.padding if module.padding_mode != "zeros" else [before for before, _ in padding] if symmetric else 0,
-        module.dilation,
-        groups,
-        bias is not None,
-        module.padding_mode,
-    )
-    layer = with_weight(layer, weight, bias)
-    if symmetric or module.padding_mode != "zeros":
-        return layer
-    flat = tuple(p for pair in reversed(padding) for p in pair)
-    return nn.Sequential(ZERO_PAD[CONVOLUTION.index(type(module))](flat), layer)
-
-
-def transposed(module, weight, bias, groups):
-    """The transposed convolution of the settings of `module` with `weight` (K'×C'×kernel…) and `bias` (K')."""
-    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    settings = module.stride, module.padding, module.output_padding, groups, bias is not None, module.dilation
-    layer = type(module)(len(weight), weight.shape[1] * groups, module.kernel_size, *settings)
-    return with_weight(layer, weight, bias)
-
-
-def with_weight(layer, weight, bias):
-    """`layer` with these weights, of their type."""
-    layer.weight = nn.Parameter(weight.contiguous())
-    layer.bias = None if bias is None else nn.Parameter(bias)
-    return layer
-
-
-def cropped(weight, padding, dilation):
-    """(weight, padding) of the same convolution with the kernel cut to the bounding box of its nonzero taps."""
-    alive = weight.ne(0).any(0).any(0)
-    smaller = []
-    for axis, ((before, after), step) in enumerate(zip(padding, dilation, strict=True)):
-        length = alive.shape[axis]
-        taps = alive.movedim(axis, 0).reshape(length, -1).any(1).nonzero().flatten().tolist()
-        if not taps:  # nothing but zeros: the tap that needs the least padding
-            taps = [min(length - 1, before // step)]
-        first, last = taps[0], taps[-1]
-        weight = weight.narrow(axis + 2, first, last - first + 1)
-        smaller.append((before - step * first, after - step * (length - 1 - last)))
-    return weight, smaller

@@ -186,6 +186,24 @@ class Concatenate(Op):
         return builder.call(torch.cat, tuple(parts), 1) if len(parts) > 1 else parts[0], torch.cat(masks)
 
 
+class Stack(Op):
+    """torch.stack of N×C×… to N×R×C×…: a channel is live if it is in any of them, or another constant in each."""
+
+    def __init__(self, node):
+        super().__init__(node, axis=2)
+
+    def forward(self, known):
+        live, value = (torch.stack(parts) for parts in zip(*(known[n] for n in self.node.args[0]), strict=True))
+        return Channels.of(live.any(0) | (value != value[0]).any(0), value[0])
+
+    def backward(self, known, wanted):
+        for read in self.node.args[0]:
+            yield read, known[read].at_least_one(wanted[self.node] & known[read].live)
+
+    def emit(self, builder, wanted):
+        return builder.call(torch.stack, tuple(builder.take(n, wanted) for n in self.node.args[0]), 1), wanted
+
+
 class Input(Op):
     """A placeholder: all its channels are live, and come as they are."""
 

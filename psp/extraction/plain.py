@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, LATER
 
 CONVOLUTIONS = dict(zip((F.conv1d, F.conv2d, F.conv3d), CONVOLUTION, strict=True))
 CONVOLUTION_ARGUMENTS = ("stride", "padding", "dilation", "groups")
@@ -42,12 +42,12 @@ def _convolution(node, weight, bias=None):
     settings = {name: given[name] for name in CONVOLUTION_ARGUMENTS if name in given}
     outputs, inputs, *kernel = weight.shape
     inputs *= settings.get("groups", 1)
-    layer = CONVOLUTIONS[node.target](inputs, outputs, kernel, bias=bias is not None, **settings)
+    layer = CONVOLUTIONS[node.target](inputs, outputs, kernel, bias=bias is not None, **settings, device=LATER)
     return _filled(layer, weight, bias)
 
 
 def _linear(node, weight, bias=None):
-    return _filled(nn.Linear(*reversed(weight.shape), bias is not None), weight, bias)
+    return _filled(nn.Linear(*reversed(weight.shape), bias is not None, device=LATER), weight, bias)
 
 
 def _batchnorm(node, mean=None, var=None, weight=None, bias=None):

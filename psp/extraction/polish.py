@@ -5,12 +5,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED
-from psp.extraction.layers import COLUMNS
 from psp.extraction.rewrite import SelectChannels
+from psp.extraction.smallest import COLUMNS, TRANSPOSED_COLUMNS
 from psp.kernels.columns import ColumnSparseConv2d
 
 NEW_TENSOR_FUNCTIONS = (torch.cat, F.pad, torch.add, torch.sub, torch.mul)
-NEW_TENSOR_MODULES = (*CONVOLUTION, *TRANSPOSED, *BATCHNORM, nn.Linear, *COLUMNS.values(), SelectChannels)
+NEW_TENSOR_MODULES = (*CONVOLUTION, *TRANSPOSED, *BATCHNORM, nn.Linear, SelectChannels)
+NEW_TENSOR_MODULES += (*COLUMNS.values(), *TRANSPOSED_COLUMNS.values())
 
 
 def polish(network):

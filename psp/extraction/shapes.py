@@ -3,10 +3,10 @@
 from contextlib import suppress
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from psp.errors import ExtractError
-from psp.extraction.examples import larger, without_numbers
+from psp.extraction.examples import Interpreter, larger, without_numbers
 from psp.extraction.graph import CONVOLUTION, describe
 
 FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
@@ -58,7 +58,7 @@ def check_size(x, size):
     return x
 
 
-class Shapes(fx.Interpreter):
+class Shapes(Interpreter):
     """Runs the network and writes every tensor's shape into its node, as meta[key]; None for what is no tensor."""
 
     def __init__(self, network, key):

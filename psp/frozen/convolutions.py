@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from psp.extraction.layers import pads
+from psp.extraction.smallest import pads
 from psp.frozen.sampling import shuffled
 from psp.frozen.values import CONV, RELU, pair, require
 from psp.kernels.columns import ColumnSparseConv2d, nonzero_columns

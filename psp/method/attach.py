@@ -11,15 +11,16 @@ from torch.nn.utils import parametrize
 from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
+from psp.method.heads import projections
 from psp.method.place import normalizations
-from psp.method.structures import is_one_structure, is_transposed
+from psp.method.structures import HEAD, is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
 
 
 def attach(model, structure, skip, make_scale, place="weight", couple=False):
-    """Put `make_scale(weight, structure, transposed)` on every chosen layer, or on the normalizations behind it.
+    """Put `make_scale(weight, structure, transposed, heads)` on every chosen layer, or on the normalizations behind it.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
     `psp.parameterize`. Everything that can be wrong is found before the first layer is touched. Returns `model`.
@@ -30,7 +31,8 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
     for name, layer in layers.items():
         check_plain(name, layer)
     behind = normalizations(model, spans(layers, chosen)) if place == "auto" else {}
-    made = {name: _made(name, layer, chosen[name], make_scale) for name, layer in layers.items()}
+    heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
+    made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
     if couple:
         made |= coupled(model, chosen, made)
     for name, layer in layers.items():
@@ -46,10 +48,12 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False):
 def spans(layers, chosen):
     """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution.
 
-    Without layers of which one α is that of several output channels, the same one in each group.
+    Without layers of which one α is that of several output channels, the same one in each group, and without heads.
     """
     found = {}
     for name, layer in layers.items():
+        if chosen[name] == HEAD:
+            continue
         transposed = is_transposed(layer)
         whole = is_one_structure(weight_shape(layer), chosen[name], transposed)
         if whole or not transposed or layer.groups == 1:
@@ -74,9 +78,9 @@ def check_plain(name, layer):
         )
 
 
-def _made(name, layer, structure, make_scale):
+def _made(name, layer, structure, make_scale, heads):
     try:
-        return make_scale(layer.weight, structure, is_transposed(layer))
+        return make_scale(layer.weight, structure, is_transposed(layer), heads)
     except ConfigError as error:
         raise ConfigError(f"layer {name!r}: {error}") from error
 
@@ -144,6 +148,11 @@ def originals(module, name="weight"):
 def weight_shape(layer):
     """Shape of a layer's weight without computing it."""
     return max(originals(layer), key=torch.Tensor.numel).shape
+
+
+def kept_weights(layer, pruner):
+    """Boolean tensor in the shape of a layer's weight: True where the structure of a weight survives."""
+    return pruner.kept().repeat_interleave(getattr(pruner, "columns", 1), 1).expand(weight_shape(layer))
 
 
 def pruned_weight(layer, pruner):

@@ -14,16 +14,16 @@ from torch import nn
 from psp.errors import ConfigError
 from psp.method.attach import PLACES, attach, parametrizations
 from psp.method.parameterize import INIT, check_gradient
-from psp.method.structures import alpha_shape, is_one_structure
+from psp.method.structures import HEAD, alpha_shape, is_one_structure
 from psp.method.threshold import GRADIENTS, ThresholdedScale
 
 
 class FixedSparsity(ThresholdedScale):
     """w ↦ w · ν(α) where ν zeroes the `pruned` structures of smallest |α| instead of those below ε."""
 
-    def __init__(self, weight, structure, sparsity, init, gradient, transposed=False):
-        check_share(structure, weight.shape, transposed)
-        super().__init__(weight, structure, None, init, gradient, transposed)
+    def __init__(self, weight, structure, sparsity, init, gradient, transposed=False, heads=None):
+        check_share(structure, weight.shape, transposed, heads)
+        super().__init__(weight, structure, None, init, gradient, transposed, heads)
         self.sparsity = sparsity
 
     def kept(self):
@@ -36,8 +36,10 @@ class FixedSparsity(ThresholdedScale):
 class NormMask(nn.Module):
     """w ↦ w · m with a binary mask m per structure; everything is kept until `prune` is called."""
 
-    def __init__(self, weight, structure, transposed=False):
+    def __init__(self, weight, structure, transposed=False, heads=None):
         super().__init__()
+        if structure == HEAD:
+            raise ConfigError("structure 'head' is for psp.parameterize and a fixed sparsity, not for the ℓ1 norm")
         if structure != "layer":
             check_share(structure, weight.shape, transposed)
         self.structure = structure
@@ -66,8 +68,8 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
     check_sparsity(sparsity)
     check_gradient(gradient)
 
-    def scale(weight, own, transposed):
-        return FixedSparsity(weight, own, sparsity, init, gradient, transposed)
+    def scale(weight, own, transposed, heads):
+        return FixedSparsity(weight, own, sparsity, init, gradient, transposed, heads)
 
     return attach(model, structure, skip, scale, place)
 
@@ -113,14 +115,14 @@ def check_sparsity(sparsity):
         raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
 
 
-def check_share(structure, weight_shape=(), transposed=False):
+def check_share(structure, weight_shape=(), transposed=False, heads=None):
     """Raise ConfigError where a layer is one structure: no share of it can be prescribed."""
     if structure == "layer":
         raise ConfigError(
             "structure 'layer' has no sparsity per layer to prescribe; use psp.parameterize, or the ℓ1 norm, which "
             "ranks whole layers over the network"
         )
-    if weight_shape and is_one_structure(weight_shape, structure, transposed):
+    if weight_shape and is_one_structure(weight_shape, structure, transposed, heads):
         raise ConfigError(
             f"structure {structure!r} of a weight {'×'.join(map(str, weight_shape))} is the whole layer, which has no "
             "sparsity to prescribe; skip this layer or give it another structure"

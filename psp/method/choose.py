@@ -12,7 +12,8 @@ import torch
 from torch import fx, nn
 
 from psp.errors import ConfigError
-from psp.method.structures import check_structure
+from psp.method.heads import check_heads, projections
+from psp.method.structures import HEAD, check_structure
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*CONVOLUTIONS, nn.Linear)
@@ -28,12 +29,14 @@ def choose_structures(model, structure, skip=()):
         model: any nn.Module.
         structure: one structure for all layers, or a mapping of layer names or patterns to a structure or None
             (left as it is). Where several patterns match a layer, the last one counts; a layer that none
-            matches is left as it is.
+            matches is left as it is. Structure "head" matches output projections of attention blocks alone, by their
+            names or those of the blocks.
         skip: layer names or patterns that are left as they are.
 
     Raises:
-        ConfigError: an unknown structure; a pattern that matches no layer, or none that later patterns leave to it;
-            no layer left; a layer without a bypass that would get structure "layer"; a layer without a shape yet.
+        ConfigError: an unknown structure; structure "head" for what is no attention; a pattern that matches no layer,
+            or none that later patterns leave to it; no layer left; a layer without a bypass that would get structure
+            "layer"; a layer without a shape yet.
     """
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
@@ -48,10 +51,18 @@ def choose_structures(model, structure, skip=()):
             check_structure(wanted)
     if not names:
         raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
+    blocks = projections(model) if HEAD in rules.values() else {}
+
+    def matches(name, pattern):
+        if rules.get(pattern) != HEAD:
+            return fnmatchcase(name, pattern)
+        return name in blocks and (fnmatchcase(name, pattern) or fnmatchcase(blocks[name].name, pattern))
+
+    check_heads(model, blocks, rules, matches)
     for kind, pattern in [("structure", p) for p in rules] + [("skip", p) for p in skip]:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches(name, pattern) for name in names):
             raise ConfigError(f"{kind} pattern {pattern!r} matches no layer; the layers are: {', '.join(names)}")
-    deciding = {name: [p for p in rules if fnmatchcase(name, p)][-1:] for name in names}
+    deciding = {name: [p for p in rules if matches(name, p)][-1:] for name in names}
     for pattern in rules:
         if [pattern] not in deciding.values():
             raise ConfigError(f"structure pattern {pattern!r} decides nothing: later ones match all of its layers")

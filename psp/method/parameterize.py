@@ -53,7 +53,8 @@ def parameterize(
         model: any nn.Module that holds Conv1d/2d/3d, ConvTranspose1d/2d/3d or Linear layers.
         structure: granularity, a key of `psp.method.structures.ALPHA_SHAPE`; or, for different layers, a mapping of
             names or patterns to a granularity or None (left as it is), of which the last one that matches counts:
-            {"*": "channel", "layer1.*": "column", "fc": None}.
+            {"*": "channel", "layer1.*": "column", "fc": None}. "head" is for attention blocks alone, all of them or
+            those whose names match, {"blocks.*.attn": "head"}, see `psp.method.heads`.
         threshold: ε ≥ 0; a structure with |α| < ε is pruned. 0 prunes nothing.
         init: initial α of every structure, |init| ≥ ε; with 1 the first forward pass is that of the plain network.
         skip: layer names, or patterns such as "layer1.*", that stay as they are.
@@ -66,14 +67,14 @@ def parameterize(
 
     Raises:
         ConfigError: ε < 0, |init| < ε, an unknown structure, gradient or place, a pattern that matches no layer,
-            structure "layer" where no bypass exists, nothing to couple, a layer already parameterized, or nothing left
-            to parameterize.
+            structure "layer" where no bypass exists, structure "head" without attention, nothing to couple, a layer
+            already parameterized, or nothing left to parameterize.
     """
     check_threshold(threshold, init)
     check_gradient(gradient)
 
-    def scale(weight, own, transposed):
-        return ThresholdedScale(weight, own, threshold, init, gradient, transposed)
+    def scale(weight, own, transposed, heads):
+        return ThresholdedScale(weight, own, threshold, init, gradient, transposed, heads)
 
     return attach(model, structure, skip, scale, place, couple)
 

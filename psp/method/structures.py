@@ -17,6 +17,9 @@ one K counts the output channels of one group, and a channel is the same one in 
 
 α has one entry per structure and keeps an axis of length 1 wherever the structure spans the axis, so
 that w · α is a plain broadcast. A new granularity is one line in `ALPHA_SHAPE`.
+
+A *head* is no part of a weight's shape alone: it is all columns of an attention block's output projection that read one
+of its heads, neighbours of each other, so that α, of shape 1×heads, repeats along them (`psp.method.heads`).
 """
 
 import math
@@ -31,14 +34,22 @@ ALPHA_SHAPE = {
     "shape": lambda k, c, taps: (1, 1, *taps),  # one kernel position across all filters
     "layer": lambda k, c, taps: (1, 1, *(1 for _ in taps)),  # the whole weight; only where a bypass exists (choose.py)
 }
+# Of the output projection of an attention block: not in `ALPHA_SHAPE`, since no other layer has it.
+HEAD = "head"
 
 
-def alpha_shape(weight_shape, structure, transposed=False):
+def alpha_shape(weight_shape, structure, transposed=False, heads=None):
     """Shape of α for a weight of shape K×C×kernel…, or C×K×kernel… if `transposed`: α broadcasts against the weight.
 
-    Raises ConfigError for a structure that is not in `ALPHA_SHAPE`.
+    With structure "head", 1×`heads`, of which each stands for C/heads neighbouring columns.
+
+    Raises ConfigError for a structure that is not known, and for heads of what is no attention.
     """
     check_structure(structure)
+    if structure == HEAD:
+        if heads is None:
+            raise ConfigError("structure 'head' is for attention blocks alone")
+        return (1, heads)
     first, second, *taps = weight_shape
     if not transposed:
         return ALPHA_SHAPE[structure](first, second, taps)
@@ -46,9 +57,9 @@ def alpha_shape(weight_shape, structure, transposed=False):
     return (c, k, *taps)
 
 
-def is_one_structure(weight_shape, structure, transposed=False):
+def is_one_structure(weight_shape, structure, transposed=False, heads=None):
     """Whether a weight of that shape is a single structure: pruned, nothing of its layer is left."""
-    return math.prod(alpha_shape(weight_shape, structure, transposed)) == 1
+    return math.prod(alpha_shape(weight_shape, structure, transposed, heads)) == 1
 
 
 def is_transposed(layer):
@@ -58,5 +69,5 @@ def is_transposed(layer):
 
 def check_structure(structure):
     """Raise ConfigError, naming the known ones, unless `structure` is a known granularity."""
-    if not isinstance(structure, str) or structure not in ALPHA_SHAPE:
-        raise ConfigError(f"unknown structure {structure!r}; choose one of {', '.join(ALPHA_SHAPE)}")
+    if not isinstance(structure, str) or structure not in (*ALPHA_SHAPE, HEAD):
+        raise ConfigError(f"unknown structure {structure!r}; choose one of {', '.join((*ALPHA_SHAPE, HEAD))}")

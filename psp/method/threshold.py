@@ -25,9 +25,10 @@ class ThresholdedScale(nn.Module):
     entries of γ or β that belong to the layer's channels.
     """
 
-    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0], transposed=False):
+    def __init__(self, weight, structure, threshold, init, gradient=GRADIENTS[0], transposed=False, heads=None):
         super().__init__()
-        shape = alpha_shape(weight.shape, structure, transposed)
+        shape = alpha_shape(weight.shape, structure, transposed, heads)
+        self.columns = 1 if heads is None else weight.shape[1] // heads  # for which one α stands
         self.structure = structure
         self.threshold = threshold
         self.gradient = gradient
@@ -39,6 +40,8 @@ class ThresholdedScale(nn.Module):
 
     def forward(self, values):
         alpha, kept = self.alpha, self.kept()
+        if self.columns > 1:
+            alpha, kept = (tensor.repeat_interleave(self.columns, 1) for tensor in (alpha, kept))
         if values.ndim != alpha.ndim:  # γ and β have but the axis of channels
             alpha, kept = (tensor.reshape(-1, *[1] * (values.ndim - 1)) for tensor in (alpha, kept))
         nu = torch.where(kept, alpha, 0.0)

@@ -1,6 +1,7 @@
 """Parameters and multiply-accumulates against published counts, torch's own counter and counts by hand."""
 
 import pytest
+import timm
 import torch
 import torchvision
 from torch import nn
@@ -113,7 +114,7 @@ def test_the_sparsity_shows_in_the_cost_of_the_masked_and_of_the_extracted_netwo
     masked, smaller = psp.cost(net, x), psp.cost(psp.extract(net, x), x)
     left = 1 - psp.sparsity(net).weights
     assert (masked.macs - stay) / (dense.macs - stay) == pytest.approx(left, abs=0.02)
-    assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.layers
+    assert smaller.macs <= (1.1 if structure == "shape" else 1.0) * masked.macs  # see psp.extraction.smallest
     assert smaller.macs >= (0.9 if structure == "column" else 0.3) * masked.macs
 
 
@@ -123,6 +124,26 @@ def test_transformer_layers_are_counted_in_evaluation_mode_too():
     for mode in (True, False):
         assert psp.cost(layer.train(mode), torch.randn(1, 5, 8)).macs == 4 * 8 * 8 * 5 + 2 * 5 * 5 * 8 + 2 * 8 * 16 * 5
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_a_module_that_reads_a_view_of_a_parameter_is_counted():
+    class Token(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.fc = nn.Parameter(torch.randn(1, 8)), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.fc(self.token.expand(len(x), -1)) + self.fc(x)
+
+    net = psp.parameterize(Token(), "channel", place="weight")
+    net.fc.bias.requires_grad_(False)
+    assert psp.cost(net, torch.randn(3, 8)) == (8 + 8 * 4 + 4, 2 * 3 * 8 * 4)
+    assert [name for name, p in net.named_parameters() if not p.requires_grad] == ["fc.bias"]
+
+
+def test_pooling_vision_transformers_of_timm_are_counted():
+    net = timm.create_model("pit_ti_224", num_classes=10)
+    assert psp.cost(net, torch.randn(1, 3, 224, 224)).macs == pytest.approx(0.7e9, rel=0.03)
 
 
 def test_a_weight_that_two_layers_share_is_counted_once():

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 import psp
 from psp.errors import ExtractError
 from psp.extraction import export as exporting
+from psp.extraction import smallest
 from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv3d
 from psp.kernels.spread import spread
+from psp.kernels.transposed import ColumnSparseConvTranspose2d
 from psp.method.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -52,14 +54,17 @@ def halved(net, structure, share=0.5):
 def test_random_transposed_convolutions(
     structure, axes, groups, kernel, stride, padding, more, normalized, share, seed
 ):
-    torch.manual_seed(seed)
+    """With columns as dense kernels, and as products of their own."""
     padding, output_padding = min(padding, kernel - 1), int(more and stride > 1)
     up = TRANSPOSED[axes](8, 12, kernel, stride, padding, output_padding, groups=groups)
     layers = [CONV[axes](3, 8, 1), nn.Sigmoid(), up, *[NORM[axes](12)] * normalized, nn.ReLU(), CONV[axes](12, 4, 1)]
     net = halved(nn.Sequential(*layers), structure, share)
-    smaller = psp.extract(net, maps(axes))
-    for x in (maps(axes), maps(axes, first=7, batch=1)):
-        torch.testing.assert_close(smaller(x), net(x), rtol=1e-11, atol=1e-11)
+    for zeros in (smallest.ADDING, 1):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(smallest, "ADDING", zeros)
+            smaller = psp.extract(net, maps(axes))
+        for x in (maps(axes), maps(axes, first=7, batch=1)):
+            torch.testing.assert_close(smaller(x), net(x), rtol=1e-11, atol=1e-11)
 
 
 def test_channels_of_a_transposed_convolution_by_hand():
@@ -96,6 +101,47 @@ def test_the_cost_of_a_transposed_convolution_by_hand():
     alpha.data.view(-1)[:3] = 0.0
     assert psp.cost(net, x) == (13 * 6, 13 * 6 * 25)
     assert psp.cost(psp.extract(net, x), x).params == 13 * 6
+
+
+def test_a_transposed_convolution_of_few_columns_multiplies_these_alone():
+    """Each of 128 inputs is read by one of three taps, for 6 outputs, at 5·5 input pixels."""
+    net = psp.parameterize(nn.Sequential(nn.ConvTranspose2d(128, 6, 2, 2)).double(), "column").eval()
+    alpha = psp.structure_parameters(net)["0"].data.zero_()
+    alpha[::2, 0, 0, 0] = alpha[1::4, 0, 1, 0] = alpha[3::4, 0, 1, 1] = 1.0
+    x = torch.randn(1, 128, 5, 5, dtype=torch.float64)
+    smaller = psp.extract(net, x)
+    other = torch.randn(2, 128, 7, 4, dtype=torch.float64)
+    torch.testing.assert_close(smaller(other), net(other), rtol=1e-12, atol=1e-12)
+    assert psp.cost(smaller, x) == psp.cost(net, x) == (128 * 6 + 6, 128 * 6 * 25)
+    (layer,) = (m for m in smaller.modules() if isinstance(m, ColumnSparseConvTranspose2d))
+    assert layer.by_tap == [64, 0, 32, 32]
+    smaller(x).sum().backward()
+    assert layer.weight.grad.shape == (6, 128)
+
+
+@pytest.mark.parametrize(
+    ("taps", "settings", "kernel", "left"),
+    [
+        ([1, 2], (2, 1, 0), 2, (0, 0)),  # a k=4 upsampling whose rim is pruned: one that does not overlap
+        ([0, 1, 2], (2, 1, 0), 3, (1, 1)),  # one less at the end is one more of output padding
+        ([1, 2, 3], (2, 1, 1), 3, (0, 0)),
+        ([1, 2, 3], (2, 1, 0), 4, (1, 0)),  # there is no negative output padding
+        ([1, 2], (2, 0, 0), 3, (0, 1)),  # nor padding
+    ],
+)
+def test_a_transposed_convolution_loses_the_rim_of_its_kernel(taps, settings, kernel, left):
+    net = psp.parameterize(nn.Sequential(nn.ConvTranspose1d(4, 6, 4, *settings)).double(), "shape").eval()
+    psp.structure_parameters(net)["0"].data.zero_()[0, 0, taps] = 1.0
+    x = torch.randn(1, 4, 7, dtype=torch.float64)
+    smaller = psp.extract(net, x)
+    torch.testing.assert_close(smaller(x), net(x), rtol=1e-12, atol=1e-12)
+    layer = smaller.get_submodule("0")
+    assert layer.kernel_size == (kernel,)
+    assert (*layer.padding, *layer.output_padding) == left
+    if kernel == len(taps):
+        assert psp.cost(smaller, x).macs == psp.cost(net, x).macs
+    else:
+        assert "of a transposed convolution only" in psp.explain(smaller).layers[0].why
 
 
 def test_baselines_prune_transposed_convolutions():
@@ -227,7 +273,8 @@ def test_a_spread_layer_is_the_layer(kind):
     file.seek(0)
     for twin in (stored, copy.deepcopy(stored), torch.load(file, weights_only=False)):
         assert isinstance(twin, kind)
-        assert torch.equal(twin(x), layer(x))
+        torch.testing.assert_close(twin(x), layer(x))
+        torch.testing.assert_close(twin(x[0]), layer(x[0]))
         twin.double()
         assert twin.weight.dtype == torch.float64
         twin.float()
@@ -235,6 +282,21 @@ def test_a_spread_layer_is_the_layer(kind):
     stored(x).sum().backward()
     assert stored.outputs_first.left.grad.shape == stored.outputs_first.left.shape
     assert "weight" in layer._parameters, "the layer itself is as it was"
+
+
+@pytest.mark.parametrize(("kind", "taps"), [(nn.Linear, 1), (nn.Conv1d, 3), (nn.Conv2d, 9), (nn.Conv3d, 27)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_spread_layer_computes_its_nonzero_outputs_from_the_inputs_that_they_read(kind, taps, bias):
+    torch.manual_seed(0)
+    layer = kind(6, 8, bias=bias) if kind is nn.Linear else kind(6, 8, 3, bias=bias)
+    x = torch.randn(2, 6, *[3] * (layer.weight.ndim - 2))
+    layer.weight.data[[2, 5, 7]] = 0.0
+    layer.weight.data[:, 1] = 0.0
+    stored = spread(layer)
+    torch.testing.assert_close(stored(x), layer(x))
+    assert psp.cost(stored, x).macs == 2 * 5 * 5 * taps
+    layer.weight.data.zero_()
+    assert torch.equal(spread(layer)(x), layer(x)), "of nothing but zeros"
 
 
 class Sequences(nn.Module):
@@ -268,19 +330,21 @@ def test_other_recurrent_layers_are_exact(options):
     assert difference(net, smaller, torch.randn(3, 9, 6, dtype=torch.float64)) < 1e-13
 
 
-def exportable():
+def exportable(up="channel"):
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 2, 2)
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 5))
     x = torch.randn(2, 3, 6, 6)
-    return psp.extract(prune(net, {"0": "column", "2": "column", "4": "channel"}, lambda *_: 0.5), x), x
+    return psp.extract(prune(net, {"0": "column", "2": "column", "4": up}, lambda *_: 0.5), x), x
 
 
-def test_export_writes_ordinary_operators(tmp_path):
+@pytest.mark.parametrize("zeros", [smallest.ADDING, 1])
+def test_export_writes_ordinary_operators(tmp_path, monkeypatch, zeros):
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
-    smaller, x = exportable()
+    monkeypatch.setattr(smallest, "ADDING", zeros)
+    smaller, x = exportable(up="channel" if zeros > 1 else "column")
     path = psp.export(smaller, tmp_path / "net.onnx", x)
     assert {node.domain for node in onnx.load(path).graph.node} == {""}
     assert "Conv" in {node.op_type for node in onnx.load(path).graph.node}

@@ -195,6 +195,22 @@ def test_whole_groups_of_a_convolution_go():
     assert smaller.conv1.out_channels == 4
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_groups_of_a_convolution_shrink_to_the_largest_that_is_left(padding):
+    def net():
+        grouped = nn.Conv2d(8, 8, 3, padding=padding, groups=2)
+        return Net(nn.Sequential(nn.Sigmoid(), grouped), last=nn.Conv2d(8, 4, 1))
+
+    outputs, inputs = pruned(net(), "between__1", [0, 1, 2, 6]), pruned(net(), channels=[0, 1, 5, 6, 7])
+    smaller = psp.extract(outputs, example())
+    assert difference(outputs, smaller, example()) < 1e-13
+    assert tuple(smaller.get_submodule("between.1").weight.shape) == (6, 4, 3, 3), "three are left of the second group"
+    smaller = psp.extract(inputs, example())
+    assert difference(inputs, smaller, example()) < 1e-13
+    left = smaller.get_submodule("between.1").weight.shape[1]
+    assert left == (4 if padding else 2), "where padding is read beside a constant, it has to be there"
+
+
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(
     groups=st.sampled_from([1, 1, 2, 4]),
@@ -323,3 +339,21 @@ def test_several_inputs():
     torch.testing.assert_close(smaller(*inputs)["sum"], net(*inputs)["sum"])
     assert smaller.b.out_channels == 4
     assert size(smaller) < size(net)
+
+
+def test_a_check_of_the_number_of_axes_keeps_nothing_from_being_folded():
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x):
+            x = self.conv(x)
+            torch._assert(x.ndim == 4, f"expected 4 axes, got {x.ndim}")
+            return self.bn(x).mean(x.dim() - 1)
+
+    torch.manual_seed(0)
+    net = psp.parameterize(randomize(Checked()), "channel", place="weight").double().eval()
+    smaller = psp.extract(net, example())
+    assert difference(net, smaller, example()) < 1e-13
+    assert [name for name, _ in smaller.named_children()] == ["conv"]

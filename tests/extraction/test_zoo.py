@@ -26,6 +26,7 @@ ZOO = {
     "convnextv2_atto": (0.51, 0.51),
     "skresnet18": (0.46, 0.46),
     "resnetv2_50": (0.35, 0.45),
+    "resnest14d": (0.45, 0.51),
 }
 
 
@@ -66,6 +67,7 @@ def test_never_more_is_left_than_the_masks_leave(name, structure):
     total = sum(p.numel() for p in net.parameters())
     smaller = psp.extract(half(net, structure), image)
     assert difference(net, smaller, other) < 1e-8
-    masked, left = psp.cost(net, image).params, psp.cost(smaller, image).params
-    assert left <= masked
-    assert left <= ZOO[name][structure == "column"] * total
+    masked, left = psp.cost(net, image), psp.cost(smaller, image)
+    assert left.params <= masked.params
+    assert left.params <= ZOO[name][structure == "column"] * total
+    assert structure == "column" or left.macs <= masked.macs
