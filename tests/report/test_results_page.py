@@ -40,6 +40,7 @@ def rows(paths):
         if path.name == "choices.ipynb":
             trials = {p.stem: json.loads(p.read_text()) for p in (ROOT / "results" / "trials").glob("*.json")}
             found += [ANY.findall(" ".join(map(str, row))) for row in trials_table(trials).to_numpy()]
+            found += [ANY.findall(line) for line in shown_by(path)]
         if path.suffix == ".txt":
             found.append(ANY.findall(path.read_text(encoding="utf-8")))
         if path.suffix != ".csv":
@@ -52,6 +53,13 @@ def rows(paths):
         if "timing" in path.stem:
             found += networks.values()
     return found
+
+
+def shown_by(notebook):
+    """The lines of a notebook's stored tables, which nbval compares with those that it makes."""
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", ()):
+            yield from "".join(output.get("data", {}).get("text/plain", ())).splitlines()
 
 
 def as_shown(value, like):
