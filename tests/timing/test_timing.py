@@ -91,7 +91,7 @@ def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert "CPUs only" in unavailable("onnxruntime", "float32", torch.device("cuda"))
     assert "CPUs only" in unavailable("lanes", "float32", torch.device("cuda"))
     assert "CPUs only" in unavailable("openvino", "float32", torch.device("cuda"))
-    unknown = nn.Sequential(nn.GELU()).eval()
+    unknown = nn.Sequential(nn.Tanh()).eval()
     assert "'0' cannot be run" in make_variant("lanes", "float32", unknown, torch.zeros(1, 3, 8, 8), 1)
     assert unavailable("compile", "float32", torch.device("cuda")) == ""
     monkeypatch.setattr("shutil.which", lambda _: None)
