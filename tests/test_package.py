@@ -145,3 +145,9 @@ def test_every_dependency_is_pinned_with_hashes_and_no_address():
     for name in names:
         assert re.search(rf"^{name}==\S+.*\\\n    --hash=sha256:", pinned, re.MULTILINE), f"{name} is not pinned"
     assert not re.search(r"^psp\b", pinned, re.MULTILINE), "another package of this name"
+
+
+def test_importing_the_package_imports_no_more_than_it_needs():
+    """Every stage and notebook kernel pays for it: torchvision and torch's compiler take a second."""
+    code = "import sys, psp; print([name for name in ('torchvision', 'torch._dynamo', 'pandas') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

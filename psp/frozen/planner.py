@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from psp.errors import KernelError
 from psp.extraction.graph import describe
-from psp.frozen.rules import CHANNELS_LAST, FLAT, FUNCTIONS, MODULES
+from psp.frozen.rules import CHANNELS_LAST, FLAT, FUNCTIONS, MODULES, rule_of
 from psp.frozen.values import COMBINE, Operation, Value, require
 
 
@@ -40,7 +40,7 @@ class Planner(fx.Interpreter):
 
     def call_function(self, target, args, kwargs):
         found = has_value(args, kwargs)
-        return self.apply(FUNCTIONS[target], *args, **kwargs) if found else target(*args, **kwargs)
+        return self.apply(rule_of(target), *args, **kwargs) if found else target(*args, **kwargs)
 
     def call_method(self, target, args, kwargs):
         found = has_value(args, kwargs)

@@ -11,11 +11,6 @@ from psp.frozen import convolutions, pointwise, sampling
 from psp.frozen.values import HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SILU
 from psp.kernels.columns import ColumnSparseConv2d
 
-try:
-    from torchvision.ops import stochastic_depth
-except ImportError:  # then no network has it
-    stochastic_depth = None
-
 # (number, modules, functions and methods) of activations without arguments.
 ACTIVATIONS = (
     (RELU, nn.ReLU, (F.relu, torch.relu, "relu")),
@@ -58,7 +53,7 @@ FUNCTIONS = {
     **dict.fromkeys((torch.permute, "permute"), pointwise.permute),
     F.layer_norm: pointwise.layer_norm,
     F.batch_norm: pointwise.batch_norm,
-    **dict.fromkeys((F.dropout, stochastic_depth, "contiguous"), pointwise.same),  # a network is in evaluation mode
+    **dict.fromkeys((F.dropout, "contiguous"), pointwise.same),  # a network is in evaluation mode
     getattr: pointwise.attribute,
     F.pad: pointwise.pad,
     F.avg_pool2d: sampling.pool,
@@ -70,6 +65,9 @@ FUNCTIONS = {
     torch.cat: pointwise.cat,
     **dict.fromkeys((torch.mean, "mean"), sampling.mean),
 }
+# Of packages that are imported late, or not there.
+NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
+
 for _kind, _module, _functions in ACTIVATIONS:
     _rule = pointwise.activation(_kind)
     MODULES[_module] = lambda plan, x, module, rule=_rule: rule(plan, x)
@@ -82,3 +80,10 @@ CHANNELS_LAST = FLAT | {
     MODULES[nn.LayerNorm], MODULES[nn.GELU],
     *(rule for _, module, names in ACTIVATIONS for rule in (MODULES[module], FUNCTIONS[names[0]])),
 }  # fmt: skip
+
+
+def rule_of(function):
+    """The rule of a function. Raises KeyError if there is none."""
+    if function in FUNCTIONS:
+        return FUNCTIONS[function]
+    return NAMED[f"{function.__module__}.{function.__qualname__}"]
