@@ -119,7 +119,7 @@ def test_what_is_declared_is_used_and_what_is_not_is_not_there(said, python, met
     undeclared = ["sklearn", "pandas", "torchvision", "PIL", "scipy", "yaml", "onnx", "dvc"]
     assert all(map(importlib.util.find_spec, undeclared)), "they are installed where the tests run"
     code = f"import importlib.util; print([n for n in {undeclared} if importlib.util.find_spec(n)])"
-    assert subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+    assert subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 def test_what_needs_an_extra_names_it(said):
