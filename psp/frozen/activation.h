@@ -5,11 +5,6 @@ static inline vec either(bits first, vec a, vec b) { return (vec)(((bits)a & fir
 static inline vec at_least(vec x, float low) { return either((bits)(x < low), (vec){0} + low, x); }
 static inline vec at_most(vec x, float high) { return either((bits)(x > high), (vec){0} + high, x); }
 
-static inline vec inverse_root(vec x) {
-    for (int i = 0; i < LANES; i++) x[i] = 1 / sqrtf(x[i]);
-    return x;
-}
-
 /* The two that a convolution's own outputs go through while they are in registers. */
 static inline vec rectified(vec x, int64_t kind) {
     if (kind == RELU || kind == RELU6) x = (vec)((bits)x & ~(bits)(x < 0));

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from psp.errors import ConfigError, ExtractError, KernelError
+from psp.extraction.checks import drop_checks
 from psp.extraction.extract import check_evaluation, check_plain
 from psp.extraction.graph import make_pure
 from psp.extraction.shapes import Shapes
@@ -115,6 +116,7 @@ def prepared(network, shape):
         network = network if isinstance(network, fx.GraphModule) else trace(network, (image,))
         Shapes(network, "shape").run(image)
         make_pure(network)
+        drop_checks(network)
     except ExtractError as error:
         raise KernelError(str(error)) from error
     return network

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from psp.frozen import structs
 from psp.frozen.memory import allocate
-from psp.frozen.values import COMBINE, CONV
+from psp.frozen.values import CONV
 from psp.frozen.ways import MACROS, Way
 from psp.kernels.cpu import FLAGS, parallel
 from psp.native import load
@@ -64,18 +64,10 @@ class Lanes(Way):
         return made
 
     def make_operation(self, o):
-        made = structs.Operation(kind=o.kind, activation=o.activation, own=o.own, out=self.begins[o])
-        made.count_padding = o.count_padding
+        made = self.fill(structs.Operation(out=self.begins[o]), o)
         made.out_h, made.out_w, made.out_c = o.height, o.width, o.channels
-        (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
         made.x = self.make_map(o.reads[0], o.stride)
         made.other = self.make_map(o.reads[1]) if len(o.reads) > 1 else structs.Map(begin=-1)
-        if o.bias is not None:
-            made.bias = self.pointer(o.bias.float())
-        if o.kind == COMBINE or o.scale is not None:
-            made.scale = self.pointer((o.reads[0].scale if o.scale is None else o.scale).float())
-        if o.table is not None:
-            made.table = self.pointer(o.table.int())
         if o.kind == CONV:
             regions = list(self.make_regions(o))
             made.regions, made.region = len(regions), self.array(structs.Region, regions)

@@ -5,13 +5,12 @@ from math import prod
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from psp.frozen import structs
 from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units, of_its_own
 from psp.frozen.layout import ALIGNED, Layouts, rounded
 from psp.frozen.measure import seconds
-from psp.frozen.values import COMBINE, CONV
+from psp.frozen.values import CONV
 from psp.frozen.ways import MACROS, Way
 from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
@@ -76,20 +75,11 @@ class Pixels(Way):
 
     def make_operation(self, o):
         layout = self.layouts[o]
-        made = structs.PixelOperation(kind=o.kind, activation=o.activation, own=o.own, out=self.layouts.pixel(o))
-        made.plane = layout.plane
+        made = self.fill(structs.PixelOperation(out=self.layouts.pixel(o), plane=layout.plane), o)
         made.channels, made.height, made.width, made.pitch = o.channels, o.height, o.width, layout.pitch
         made.vectors, made.mask = -(-layout.positions // self.lanes), self.mask(o)
-        (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
-        made.count_padding = o.count_padding
         made.x = self.make_map(o, o.reads[0], o.stride)
         made.other = self.make_map(o, o.reads[1]) if len(o.reads) > 1 else structs.Planes()
-        if o.bias is not None:
-            made.bias = self.pointer(F.pad(o.bias.float(), (0, 1)))
-        if o.kind == COMBINE or o.scale is not None:
-            made.scale = self.pointer((o.reads[0].scale if o.scale is None else o.scale).float())
-        if o.table is not None:
-            made.table = self.pointer(o.table.int())
         return self.fastest(o, made) if o.kind == CONV else made
 
     def make_map(self, o, value, stride=(1, 1)):

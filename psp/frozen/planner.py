@@ -67,8 +67,9 @@ class Planner(fx.Interpreter):
 
     def combine(self, *values):
         """The sum of one or two values as an operation of its own; only the first may be scaled."""
-        constant = sum(v.constant for v in values)
-        made = self.add_operation(COMBINE, *values[0].size, len(constant), reads=list(values), bias=constant)
+        constant, scale = sum(v.constant for v in values), values[0].scale
+        options = {"reads": list(values), "bias": constant, "scale": scale}
+        made = self.add_operation(COMBINE, *values[0].size, len(constant), **options)
         return made._replace(flat=values[0].flat, last=values[0].last)
 
 

@@ -33,21 +33,17 @@ FUNCTIONS = {
 FUSED = {CONV: (RELU, RELU6), POOL_MAX: (RELU, RELU6), POOL_MEAN: (RELU, RELU6), **dict.fromkeys(POINTWISE, FUNCTIONS)}
 
 
-def activation(kind):
-    """The rule of an activation: of the operation before it where that can do it, else an operation of its own."""
-
-    def rule(plan, x, inplace=False):
-        source = x.source
-        free = x.alone and x.unchanged and source.activation == NONE and kind in FUSED.get(source.kind, ())
-        x = x if free else plan.combine(x)
-        x.source.activation = kind
-        return x._replace(constant=torch.where(x.index < 0, FUNCTIONS[kind](x.constant), x.constant))
-
-    return rule
+def activate(plan, x, *_, kind, inplace=False):
+    """An activation by the operation before it where that can do it, else by an operation of its own."""
+    source = x.source
+    free = x.alone and x.unchanged and source.activation == NONE and kind in FUSED.get(source.kind, ())
+    x = x if free else plan.combine(x)
+    x.source.activation = kind
+    return x._replace(constant=torch.where(x.index < 0, FUNCTIONS[kind](x.constant), x.constant))
 
 
 def gelu(plan, x, approximate="none"):
-    return activation(GELU_TANH if approximate == "tanh" else GELU)(plan, x)
+    return activate(plan, x, kind=GELU_TANH if approximate == "tanh" else GELU)
 
 
 def add(plan, x, y):
@@ -160,12 +156,6 @@ def split(plan, x, size, dim=0):
     require(dim == 1 and not x.flat)
     parts = torch.arange(len(x.index)).split(size)
     return tuple(x.selected(part)._replace(alone=False) for part in parts)
-
-
-def attribute(plan, x, name):
-    """How many axes there are; sizes are those of any batch, and nothing that could be said beforehand."""
-    require(name == "ndim")
-    return 2 if x.flat else 4
 
 
 def cat(plan, values, dim=0):

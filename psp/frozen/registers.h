@@ -17,4 +17,10 @@ enum { CONV, COMBINE, POOL_MAX, POOL_MEAN, MULTIPLY, NORM, RESIZE, SHUFFLE };
 typedef float vec __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t bits __attribute__((vector_size(4 * LANES), may_alias));
 typedef void parallel_fn(void (*work)(void *), void *argument, unsigned threads, unsigned flags);
+
+static inline vec inverse_root(vec x) {
+    for (int i = 0; i < LANES; i++) x[i] = 1 / sqrtf(x[i]);
+    return x;
+}
+
 #include "activation.h"

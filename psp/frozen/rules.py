@@ -1,6 +1,7 @@
 """What becomes of each module and function of a graph: rules of a plan, the values that it reads, and the rest."""
 
 import operator
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,15 +12,16 @@ from psp.frozen import convolutions, pointwise, sampling
 from psp.frozen.values import HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SILU
 from psp.kernels.columns import ColumnSparseConv2d
 
-# (number, modules, functions and methods) of activations without arguments.
-ACTIVATIONS = (
-    (RELU, nn.ReLU, (F.relu, torch.relu, "relu")),
-    (RELU6, nn.ReLU6, (F.relu6,)),
-    (HARD_SIGMOID, nn.Hardsigmoid, (F.hardsigmoid,)),
-    (HARD_SWISH, nn.Hardswish, (F.hardswish,)),
-    (SIGMOID, nn.Sigmoid, (F.sigmoid, torch.sigmoid, "sigmoid")),
-    (SILU, nn.SiLU, (F.silu,)),
-)
+# Of activations without arguments: (module, functions and methods).
+ACTIVATIONS = {
+    RELU: (nn.ReLU, F.relu, torch.relu, "relu"),
+    RELU6: (nn.ReLU6, F.relu6),
+    HARD_SIGMOID: (nn.Hardsigmoid, F.hardsigmoid),
+    HARD_SWISH: (nn.Hardswish, F.hardswish),
+    SIGMOID: (nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"),
+    SILU: (nn.SiLU, F.silu),
+}
+ACTIVATE = {kind: partial(pointwise.activate, kind=kind) for kind in ACTIVATIONS}
 
 MODULES = {
     **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), pointwise.same),
@@ -41,6 +43,7 @@ MODULES = {
     nn.PixelShuffle: lambda plan, x, m: sampling.pixel_shuffle(plan, x, m.upscale_factor),
     nn.Flatten: lambda plan, x, m: pointwise.flatten(plan, x, m.start_dim, m.end_dim),
     SelectChannels: pointwise.select,
+    **{module: ACTIVATE[kind] for kind, (module, *_) in ACTIVATIONS.items()},
 }
 FUNCTIONS = {
     F.linear: convolutions.linear,
@@ -54,7 +57,6 @@ FUNCTIONS = {
     F.layer_norm: pointwise.layer_norm,
     F.batch_norm: pointwise.batch_norm,
     **dict.fromkeys((F.dropout, "contiguous"), pointwise.same),  # a network is in evaluation mode
-    getattr: pointwise.attribute,
     F.pad: pointwise.pad,
     F.avg_pool2d: sampling.pool,
     F.max_pool2d: sampling.max_pool,
@@ -64,21 +66,16 @@ FUNCTIONS = {
     operator.getitem: pointwise.getitem,
     torch.cat: pointwise.cat,
     **dict.fromkeys((torch.mean, "mean"), sampling.mean),
+    **{function: ACTIVATE[kind] for kind, (_, *functions) in ACTIVATIONS.items() for function in functions},
 }
 # Of packages that are imported late, or not there.
 NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
 
-for _kind, _module, _functions in ACTIVATIONS:
-    _rule = pointwise.activation(_kind)
-    MODULES[_module] = lambda plan, x, module, rule=_rule: rule(plan, x)
-    FUNCTIONS |= dict.fromkeys(_functions, _rule)
-
 # Rules for values of several pixels that their readers take as flat, and for those with channels as the last axis.
-FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same, pointwise.attribute}
+FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same}
 CHANNELS_LAST = FLAT | {
     pointwise.add, pointwise.multiply, pointwise.permute, pointwise.layer_norm, pointwise.gelu, pointwise.select,
-    MODULES[nn.LayerNorm], MODULES[nn.GELU],
-    *(rule for _, module, names in ACTIVATIONS for rule in (MODULES[module], FUNCTIONS[names[0]])),
+    MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
 }  # fmt: skip
 
 

@@ -10,15 +10,16 @@ def pool(plan, x, kernel, stride=None, padding=0, *, kind=POOL_MEAN, count_paddi
     require(not x.flat)
     kernel, before, x = pair(kernel), pair(padding), plan.plain(x)
     stride = pair(stride or kernel)
-    size = [(x.size[i] + 2 * before[i] - kernel[i]) // stride[i] + 1 for i in (0, 1)]
-    if ceil:  # one window more where there is a rest and it begins inside
-        size = [
-            count
-            + ((x.size[i] + 2 * before[i] - kernel[i]) % stride[i] > 0 and count * stride[i] < x.size[i] + before[i])
-            for i, count in enumerate(size)
-        ]
+    size = [windows(*axis, ceil) for axis in zip(x.size, kernel, stride, before, strict=True)]
     options = {"kernel": kernel, "stride": stride, "before": before, "count_padding": count_padding}
     return plan.add_operation(kind, *size, len(x.index), reads=[x], **options)
+
+
+def windows(length, kernel, stride, before, ceil):
+    """How many windows an axis has; with `ceil` one more where pixels are left over and it begins inside."""
+    over = length + 2 * before - kernel
+    count = over // stride + 1
+    return count + (ceil and over % stride > 0 and count * stride < length + before)
 
 
 def mean_pool(plan, x, module):

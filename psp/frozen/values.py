@@ -35,7 +35,8 @@ class Operation:
         None  # the channel in the source of what it reads, J, or for every output its own, K×J
     )
     taps: torch.Tensor | None = None  # and the kernel position, J
-    scale: torch.Tensor | None = None  # of NORM, and ε behind it; of RESIZE, the shares of second rows and columns
+    # Of COMBINE; of NORM, with ε behind it; of RESIZE, the shares of the second rows and columns.
+    scale: torch.Tensor | None = None
     table: torch.Tensor | None = None  # of RESIZE: two rows for each row, two columns for each column
 
     @property

@@ -3,6 +3,7 @@
 import ctypes
 
 import torch
+from torch.nn.functional import pad
 
 from psp.frozen.structs import ALIGNMENT
 
@@ -35,6 +36,18 @@ class Way:
         if len(self.memory) < size + ALIGNMENT:
             self.memory = torch.zeros(size + ALIGNMENT, dtype=torch.uint8)
         return -(-self.memory.data_ptr() // ALIGNMENT) * ALIGNMENT
+
+    def fill(self, made, o):
+        """Write what the structures of all ways say of an operation alike into `made`."""
+        made.kind, made.activation, made.own, made.count_padding = o.kind, o.activation, o.own, o.count_padding
+        (made.kernel_h, made.kernel_w), (made.pad_h, made.pad_w) = o.kernel, o.before
+        if o.bias is not None:
+            made.bias = self.pointer(pad(o.bias.float(), (0, 1)))  # the last channel may be the first of a pair
+        if o.scale is not None:
+            made.scale = self.pointer(o.scale.float())
+        if o.table is not None:
+            made.table = self.pointer(o.table.int())
+        return made
 
     def pointer(self, tensor):
         """Address of a tensor that lives as long as this."""

@@ -108,6 +108,16 @@ class UNet(nn.Module):
         return self.leave(torch.cat((2 * second, first + 1), 1))
 
 
+def test_a_check_of_the_number_of_axes_is_no_operation():
+    class Checked(nn.Module):
+        def forward(self, x):
+            torch._assert(x.ndim == 4, f"expected 4 axes, got {x.ndim}")
+            return F.silu(x)
+
+    x = torch.randn(3, 5, 6, 7)
+    assert error(Checked(), freeze(Checked(), x), x) < 1e-5
+
+
 @pytest.mark.parametrize("n", [1, 3, 35])
 def test_a_u_net(n):
     torch.manual_seed(0)
