@@ -25,6 +25,11 @@ class Channels(NamedTuple):
         return cls(live, torch.where(live, 0.0, value))
 
     @classmethod
+    def of_parts(cls, live, value):
+        """Of R×C, R parts of each channel: live if any part is, and where their constants are not the same."""
+        return cls.of(live.any(0) | (value != value[0]).any(0), value[0])
+
+    @classmethod
     def all_live(cls, count):
         return cls(torch.ones(count, dtype=torch.bool), torch.zeros(count, dtype=torch.float64))
 

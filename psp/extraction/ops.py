@@ -193,8 +193,7 @@ class Stack(Op):
         super().__init__(node, axis=2)
 
     def forward(self, known):
-        live, value = (torch.stack(parts) for parts in zip(*(known[n] for n in self.node.args[0]), strict=True))
-        return Channels.of(live.any(0) | (value != value[0]).any(0), value[0])
+        return Channels.of_parts(*map(torch.stack, zip(*(known[n] for n in self.node.args[0]), strict=True)))
 
     def backward(self, known, wanted):
         for read in self.node.args[0]:

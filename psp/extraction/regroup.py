@@ -25,9 +25,8 @@ class Regroup(Op):
         self.read, self.split, self.joined = node.args[0], split, joined
 
     def forward(self, known):
-        live, value = (of_channels.view(self.split, -1) for of_channels in known[self.read])
-        live = live.any(0) | (value != value[0]).any(0)
-        return Channels.of(live.repeat(self.joined), value[0].repeat(self.joined))
+        one = Channels.of_parts(*(of_channels.view(self.split, -1) for of_channels in known[self.read]))
+        return Channels(*(of_channels.repeat(self.joined) for of_channels in one))
 
     def mask(self, wanted):
         """A mask of its channels as one of those that it reads."""

@@ -5,6 +5,7 @@ from itertools import product
 from torch import nn
 
 from psp.extraction.graph import CONVOLUTION, LATER, TRANSPOSED
+from psp.kernels.attention import linear
 from psp.kernels.columns import ColumnSparseConv1d, ColumnSparseConv2d, ColumnSparseConv3d
 from psp.kernels.transposed import ColumnSparseConvTranspose1d, ColumnSparseConvTranspose2d
 from psp.method.structures import is_transposed
@@ -40,8 +41,7 @@ def smallest(module, weight, bias, groups):
     """The smallest layer that computes what `module` does with `weight` (K'×C'×taps) and `bias` (K')."""
     bias = bias.clone() if bias.any() else None
     if isinstance(module, nn.Linear):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device=LATER)
-        return with_weight(layer, weight.squeeze(-1), bias)
+        return linear(weight.squeeze(-1), bias)
     weight = weight.unflatten(-1, module.kernel_size)
     if is_transposed(module):
         return transposed(module, weight, bias, groups)
