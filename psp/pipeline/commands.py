@@ -62,20 +62,19 @@ def timing(profile, device=None):
     """Time the profile's dense and extracted networks on the CPU and, where there is one, on the GPU."""
     for kind in (device,) if device else ("cpu", "cuda"):
         path = profile.timing_path(kind)
+        earlier = read_json(path, "delete it, and time again") if path.is_file() else {}
         if kind == "cuda" and not torch.cuda.is_available():
-            earlier = read_json(path, "delete it, and time again") if path.is_file() else None
             record = without_gpu(earlier, profile)
         else:
             pairs = tqdm(networks(profile, profile.timing), total=profile.timing.count, unit="network")
             record = timing_record(pairs, profile.timing.as_dict(), torch.device(kind))
-            keep_other_machine(path, record)
+            keep_other_machine(earlier, record, path)
         write_json(record, path)
     return f"timing: see {profile.timing_path('cpu').parent.relative_to(ROOT)}"
 
 
-def keep_other_machine(path, record):
-    """Before a timing record is written to `path`: what is there of another machine stays, in a file of its own."""
-    earlier = read_json(path, "delete it, and time again") if path.is_file() else {}
+def keep_other_machine(earlier, record, path):
+    """Before a timing record is written to `path`: the earlier one of another machine goes to a file of its own."""
     device = earlier.get("provenance", {}).get("device")
     if "networks" in earlier and device != record["provenance"]["device"]:
         name = re.sub(r"[^a-z0-9]+", "-", f"{path.stem} {device}".lower()).strip("-")

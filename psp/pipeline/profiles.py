@@ -46,7 +46,7 @@ class Profile:
 
     def other_machines(self):
         """Timing records of CPUs other than that of `timing_path("cpu")`."""
-        return sorted((self.results / "timing" / "machines").glob("*.json"))
+        return sorted((self.results / "timing" / "machines").glob("cpu-*.json"))
 
     def data_path(self, dataset):
         """Where it is written what a data set is: once for a profile and its sections."""

@@ -92,21 +92,18 @@ def summary_table(cpu, gpu, batch):
 def machines_table(records, batch):
     """Speed-up and realised on each of several machines, a row for each network and precision at `batch`.
 
-    `records` are of CPUs. Shown are networks that all of them timed, with the same masks; columns are called by the
-    devices.
+    `records` are of CPUs, and columns are called by these. Shown are the networks of the first; where another machine
+    has not timed one of them with the same masks, its numbers are missing.
     """
     keys = ["name", "structure", "masks", "precision"]
-    shown, tables = set.intersection(*map(_identities, records)), []
+    shown, tables = {_identity(network) for network in records[0]["networks"]}, []
     for record in records:
         same = [network for network in record["networks"] if _identity(network) in shown]
-        rows = speed_ups({**record, "networks": same})
-        rows = rows[rows["batch"] == batch].set_index(keys)[["speed_up", "realised"]]
-        tables.append(rows.add_suffix(f", {record['provenance']['device']}"))
-    return pd.concat(tables, axis=1, join="inner").reset_index()
-
-
-def _identities(record):
-    return {_identity(network) for network in record["networks"]}
+        if same:
+            rows = speed_ups({**record, "networks": same})
+            rows = rows[rows["batch"] == batch].set_index(keys)[["speed_up", "realised"]]
+            tables.append(rows.add_suffix(f", {record['provenance']['device']}"))
+    return tables[0].join(tables[1:]).reset_index()
 
 
 def _identity(network):

@@ -78,8 +78,8 @@ def timing_record(networks, settings, device):
 def without_gpu(earlier, profile):
     """What a machine without a GPU writes as the GPU's record.
 
-    `earlier` is the record that is there, or None. One measured on a GPU elsewhere stays as long as it is of the same
-    settings and masks; otherwise there are no GPU times.
+    `earlier` is the record that is there, or an empty one. One measured on a GPU elsewhere stays as long as it is of
+    the same settings and masks; otherwise there are no GPU times.
     """
     if earlier and "networks" in earlier and earlier["settings"] == profile.timing.as_dict():
         trained = {n["name"]: n["masks_sha256"] for n in earlier["networks"] if n["masks"] == "trained"}

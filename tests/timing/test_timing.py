@@ -12,8 +12,9 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
+from psp.pipeline.commands import keep_other_machine
 from psp.pipeline.profiles import Profile, load_profile, with_sections
-from psp.report.timing_tables import speed_ups, summary_table
+from psp.report.timing_tables import machines_table, speed_ups, summary_table
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
 from psp.timing.networks import lively, masks_sha256, networks, random_masks
@@ -241,6 +242,43 @@ def test_without_a_gpu_the_table_says_so():
     faster = record()
     faster["networks"][0]["timings"][3]["median_s"] = 0.001
     assert summary_table(record(), faster, 64).loc[0, "gpu_speed_up"] == pytest.approx(4.0)
+
+
+def on(device, seconds=0.002):
+    """The record as a machine made it, with the time of its fastest extracted variant."""
+    made = record() | {"provenance": {"device": device}}
+    made["networks"][0]["timings"][3]["median_s"] = seconds
+    return made
+
+
+def test_machines_stand_side_by_side_with_the_networks_of_the_first():
+    other = on("B", 0.001)
+    other["networks"].append({**other["networks"][0], "name": "only here"})
+    table = machines_table([on("A"), other], 64).set_index("precision")
+    assert table["name"].unique().tolist() == ["n"]
+    assert table.loc["any", ["speed_up, A", "speed_up, B"]].tolist() == pytest.approx([2.0, 4.0])
+    assert table.loc["any", ["realised, A", "realised, B"]].tolist() == pytest.approx([0.5, 1.0])
+    other["networks"][0]["masks_sha256"] = "of other masks"
+    alone = machines_table([on("A"), other], 64)
+    assert alone.equals(machines_table([on("A")], 64)), "of the same name, but not the same network"
+
+
+def test_the_record_of_another_machine_stays_in_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(Profile, "results", tmp_path)
+    profile = Profile("p", {}, None)
+    for kind in ("cpu", "cuda"):
+        path = profile.timing_path(kind)
+        keep_other_machine(on("An old CPU, 2 cores"), on("A new one"), path)
+        keep_other_machine(on("A new one"), on("A new one"), path)
+        keep_other_machine({"unavailable": NO_GPU}, on("A new one"), path)
+        keep_other_machine({}, on("A new one"), path)
+    folder = tmp_path / "timing" / "machines"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cpu-an-old-cpu-2-cores.json",
+        "cuda-an-old-cpu-2-cores.json",
+    ]
+    assert profile.other_machines() == [folder / "cpu-an-old-cpu-2-cores.json"]
+    assert json.loads(profile.other_machines()[0].read_text()) == on("An old CPU, 2 cores")
 
 
 def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatch):
