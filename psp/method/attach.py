@@ -12,35 +12,40 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
-from psp.method.place import normalizations
+from psp.method.place import branches, normalizations
 from psp.method.structures import HEAD, is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
 
 
-def attach(model, structure, skip, make_scale, place="weight", couple=False):
+def attach(model, structure, skip, make_scale, place="weight", couple=False, join_branches=False):
     """Put `make_scale(weight, structure, transposed, heads)` on every chosen layer, or on the normalizations behind it.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
-    `psp.parameterize`. Everything that can be wrong is found before the first layer is touched. Returns `model`.
+    `psp.parameterize`. Whole layers of one branch share what prunes them where place is "auto", and with
+    `join_branches` also where it is not. Everything that can be wrong is found before the first layer is touched.
+    Returns `model`.
     """
     check_place(place)
     chosen = choose_structures(model, structure, skip)
     layers = {name: model.get_submodule(name) for name in chosen}
     for name, layer in layers.items():
         check_plain(name, layer)
-    behind = normalizations(model, spans(layers, chosen)) if place == "auto" else {}
+    spanning = spans(layers, chosen)
+    behind = normalizations(model, spanning) if place == "auto" or join_branches else {}
+    followers = branches(behind, spanning)
     heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
     made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
+    made |= {name: Coupled(made[leader], layers[name]) for name, leader in followers.items()}
     if couple:
         made |= coupled(model, chosen, made)
     for name, layer in layers.items():
-        if name not in behind:
+        if place == "weight" or name not in behind:
             parametrize.register_parametrization(layer, "weight", made[name])
             continue
         layer.add_module("structure", made[name].train(layer.training))
-        for norm, first, count in behind[name]:
+        for norm, first, count in behind[name] if name not in followers else ():
             scale_behind(model.get_submodule(norm)).add(first, count, made[name])
     return model
 
@@ -92,7 +97,7 @@ def coupled(model, chosen, made):
         raise ConfigError(
             "couple=True, but no outputs of two layers with structure 'channel' meet in a sum; leave it out"
         )
-    return {name: Coupled(made[leader]) for leader, *others in groups for name in others}
+    return {name: Coupled(made[leader], model.get_submodule(name)) for leader, *others in groups for name in others}
 
 
 def scaling_of(norm):

@@ -2,11 +2,14 @@
 
 ℓ1 norm: train, prune, retrain. Each structure's importance is ‖w_i‖₁ (Li et al. 2017, Mao et al. 2017); at
 one moment of the training the least important ones are masked for good and the rest trains on. Whole layers have
-no rivals within themselves: they are ranked over the network, by mean |w|, since their sizes differ.
+no rivals within themselves: they are ranked over the network, by mean |w|, since their sizes differ, and those of one
+branch, of use only together, as one (`psp.method.place`).
 Fixed sparsity: PSP without a regularizer's choice. The layer's structures with the smallest |α| are
 pruned at every step, straight-through, so that which ones they are can change until the end.
 How the paper schedules its ℓ1-norm pruning is not available to us.
 """
+
+from collections import defaultdict
 
 import torch
 from torch import nn
@@ -76,29 +79,33 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
 
 def attach_norm_masks(model, structure="column", skip=()):
     """Give every layer an all-kept mask per structure, in place; `prune_by_norm` closes them. Returns `model`."""
-    return attach(model, structure, skip, NormMask)
+    return attach(model, structure, skip, NormMask, join_branches=True)
 
 
 def prune_by_norm(model, sparsity):
     """In every layer with a `NormMask`, prune the share `sparsity` (0…1) of structures of smallest ℓ1 norm.
 
-    Of the layers with structure "layer", that share of them, those of smallest mean |w|. In place; returns `model`.
+    Of the branches of layers with structure "layer", that share, those of smallest mean |w|. In place; returns `model`.
     """
     check_sparsity(sparsity)
-    masked = [(layer, pruner) for layer, pruner in parametrizations(model).values() if isinstance(pruner, NormMask)]
-    for layer, pruner in masked:
-        if pruner.structure != "layer":
+    branches = defaultdict(list)  # by the mask that their layers share
+    for layer, pruner in parametrizations(model).values():
+        if pruner.structure == "layer":
+            branches[getattr(pruner, "leader", (pruner,))].append(layer.weight.detach())
+        elif isinstance(pruner, NormMask):
             pruner.prune(layer.weight, sparsity)
-    prune_whole([pair for pair in masked if pair[1].structure == "layer"], sparsity)
+    prune_whole({mask: weights for (mask,), weights in branches.items() if isinstance(mask, NormMask)}, sparsity)
     return model
 
 
-def prune_whole(layers, sparsity):
-    """Of (layer, `NormMask`), close the masks of the share `sparsity` with the smallest mean |w|."""
-    if layers:
-        score = torch.stack([layer.weight.detach().abs().mean() for layer, _ in layers])
-        for (_, pruner), kept in zip(layers, largest(score, sparsity), strict=True):
-            pruner.mask.fill_(kept)
+def prune_whole(branches, sparsity):
+    """Of {mask: the weights it is for}, close the share `sparsity` with the smallest mean |w| of all their weights."""
+    if not branches:
+        return
+    magnitudes = (torch.cat([weight.abs().flatten() for weight in weights]) for weights in branches.values())
+    score = torch.stack([magnitude.mean() for magnitude in magnitudes])
+    for mask, kept in zip(branches, largest(score, sparsity), strict=True):
+        mask.mask.fill_(kept)
 
 
 def largest(score, sparsity):

@@ -8,16 +8,14 @@ import operator
 from collections import defaultdict
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from psp.method.choose import LAYERS, traced
-from psp.method.place import BY_CHANNEL, BY_IMAGE, PASSING_CALLS, PASSING_MODULES
+from psp.method.place import BENDING_CALLS, BENDING_MODULES, BY_CHANNEL, BY_IMAGE, PASSING_CALLS, PASSING_MODULES
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 # What changes the values of a channel, but not which channel it is.
-KEEPING_MODULES = (*PASSING_MODULES, *BY_CHANNEL, *BY_IMAGE, nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
-KEEPING_CALLS = (*PASSING_CALLS, F.relu6, F.silu, F.gelu, F.hardswish)
+KEEPING_MODULES = (*PASSING_MODULES, *BENDING_MODULES, *BY_CHANNEL, *BY_IMAGE)
+KEEPING_CALLS = (*PASSING_CALLS, *BENDING_CALLS)
 
 
 def meeting(model, names):

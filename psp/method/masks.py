@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from psp.method.attach import parametrizations, pruned_weight
+from psp.method.threshold import Coupled
 
 
 def masks(model):
@@ -34,6 +35,9 @@ def apply_masks(model, record):
     """
     for name, (_, pruner) in parametrizations(model).items():
         kept = decode(record["masks"][name])
+        if isinstance(pruner, Coupled):  # older records have layers of one branch that left alone, and broke it
+            (pruner,) = pruner.leader
+            kept = kept.reshape(pruner.kept().shape) & pruner.kept()
         if hasattr(pruner, "alpha"):
             pruner.alpha.copy_(kept * max(1.0, pruner.threshold or 0.0))
         elif hasattr(pruner, "mask"):

@@ -6,6 +6,11 @@ the α of a whole layer before any normalization. Multiplied into γ and β, beh
 since γ and β decay too, the product γ·α has the penalty of the group lasso again
 (notebooks/why_weight_decay_prunes.ipynb).
 
+A whole layer's α can cancel again: γ and β of one normalization, all times α, go through ReLU and the next
+convolution into the next normalization, which divides by α. So it goes on to the last normalization of the branch, the
+one before the sum or the concatenation. Layers of one branch, none of which is of use without the others, get the same
+place, share one α and are pruned together.
+
 A pruned channel is then 0 behind its normalization. Where a ReLU follows, whose gradient at 0 is 0, it gets none and
 does not come back; where the channel goes into a sum first, it can.
 
@@ -20,7 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psp.errors import ConfigError
-from psp.method.choose import queries_shape, traced
+from psp.method.choose import LAYERS, queries_shape, traced
 
 # Each channel by itself; and all channels of an image together, in which only the α of a whole layer cancels.
 BY_CHANNEL = (nn.modules.batchnorm._NormBase,)
@@ -30,7 +35,10 @@ PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU)
 PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 PASSING_CALLS = (F.relu, torch.relu, F.dropout, F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, "relu", "contiguous")
-# Besides these, what only moves a layer's values about.
+# Activations that keep 0, but not every factor: behind them a normalization hides α the more the smaller it is.
+BENDING_MODULES = (nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
+BENDING_CALLS = (F.relu6, F.silu, F.gelu, F.hardswish)
+# What only moves a layer's values about.
 MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
 CONCATENATIONS = (torch.cat, torch.concat)
 
@@ -64,6 +72,20 @@ def normalizations(model, structures):
     return found
 
 
+def branches(behind, structures):
+    """{layer name: the first one's} of whole layers that are of use only together: those with the same place.
+
+    `behind` is what `normalizations` found for `structures`; the first of a branch is not listed.
+    """
+    first, followers = {}, {}
+    for name in structures:
+        if structures[name] == "layer" and name in behind:
+            leader = first.setdefault(tuple(behind[name]), name)
+            if leader != name:
+                followers[name] = leader
+    return followers
+
+
 def output_channels(layer):
     """How many channels a convolution or features a linear layer puts out."""
     return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
@@ -87,8 +109,7 @@ class _Walk:
             if queries_shape(user):
                 continue
             if self._normalizes(user):
-                count = len(self.model.get_submodule(user.target).weight)
-                ends = [(user.target, 0, count) if first is None else (user.target, first, self.count)]
+                ends = self._ends_at(user, first)
             elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
                 ends = self.targets(user, (first or 0) + before)
             else:
@@ -97,6 +118,13 @@ class _Walk:
                 return []
             found += ends
         return found
+
+    def _ends_at(self, norm, first):
+        """That normalization; or, of a whole layer alone in it, those that would hide its α once more behind it."""
+        if first is not None:
+            return [(norm.target, first, self.count)]
+        beyond = self.targets(norm) if self.whole else []
+        return beyond or [(norm.target, 0, len(self.model.get_submodule(norm.target).weight))]
 
     def _module(self, node):
         return self.model.get_submodule(node.target) if node.op == "call_module" else None
@@ -107,8 +135,16 @@ class _Walk:
         return isinstance(norm, kinds) and norm.weight is not None and norm.weight.ndim == 1
 
     def _passes(self, node):
-        calls = PASSING_CALLS + MOVING_CALLS if self.whole else PASSING_CALLS
-        return isinstance(self._module(node), PASSING_MODULES) or (node.op != "call_module" and node.target in calls)
+        module = self._module(node)
+        if self.whole and isinstance(module, LAYERS):
+            return module.bias is None or self._removes_constants(node)
+        modules = PASSING_MODULES + BENDING_MODULES if self.whole else PASSING_MODULES
+        calls = PASSING_CALLS + BENDING_CALLS + MOVING_CALLS if self.whole else PASSING_CALLS
+        return isinstance(module, modules) or (node.op != "call_module" and node.target in calls)
+
+    def _removes_constants(self, node):
+        """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""
+        return all(isinstance(self._module(user), BY_CHANNEL) for user in node.users)
 
     def _channels_before(self, concatenation, node):
         """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""

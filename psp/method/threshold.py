@@ -13,7 +13,7 @@ the two gradients the paper prints is not available to us; the summed one was tr
 import torch
 from torch import nn
 
-from psp.method.structures import alpha_shape
+from psp.method.structures import alpha_shape, is_transposed
 
 GRADIENTS = ("exact", "summed")
 
@@ -56,18 +56,19 @@ class ThresholdedScale(nn.Module):
 
 
 class Coupled(nn.Module):
-    """The scale of a layer whose channels share the α of another layer's, with which they are pruned together."""
+    """The scale of a layer that shares α, or a mask, with another, the `leader`, and is pruned together with it."""
 
-    def __init__(self, leader):
+    def __init__(self, leader, layer):
         super().__init__()
         self.leader = (leader,)  # in a tuple, so that α is a parameter of the leading layer alone
+        self.shape = alpha_shape(layer.weight.shape, leader.structure, is_transposed(layer))
 
     @property
     def structure(self):
         return self.leader[0].structure
 
     def kept(self):
-        return self.leader[0].kept()
+        return self.leader[0].kept().reshape(self.shape)
 
     def forward(self, values):
         return self.leader[0].forward(values)
