@@ -52,7 +52,8 @@ def explanation(model, traced, smaller):
         before = weight_shape(layer).numel()
         unpruned = int(kept_weights(layer, pruner).sum())
         left, stored = _left(smaller, name)
-        why = "" if left < min(before, unpruned + 1) and not stored else _why(traced, name)
+        gained = left < min(before, unpruned + 1) and not stored
+        why = _put_back(traced, name, layer, pruner) if gained else _why(traced, name)
         if name in traced.meta["all heads"]:
             why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
         layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))
@@ -92,6 +93,15 @@ def _why(traced, name):
     if whole is not None:
         return f"all that it computes is read by {describe(whole)}, of whose channels none can go"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
+
+
+def _put_back(traced, name, layer, pruner):
+    """Of a layer that got smaller: what its pruned channels are put back for, as constants; or ""."""
+    called = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == name]
+    if len(called) != 1 or is_transposed(layer) or kept_weights(layer, pruner).flatten(1).any(1).all():
+        return ""
+    whole = _reads_whole(called[0])
+    return "" if whole is None else f"what it prunes is put back for {describe(whole)}, of whose channels none can go"
 
 
 def _reads_whole(node):

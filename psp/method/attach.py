@@ -12,7 +12,7 @@ from psp.errors import ConfigError
 from psp.method.choose import choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
-from psp.method.place import branches, normalizations
+from psp.method.place import normalizations, sharing
 from psp.method.structures import HEAD, is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
@@ -23,8 +23,8 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     """Put `make_scale(weight, structure, transposed, heads)` on every chosen layer, or on the normalizations behind it.
 
     `structure` and `skip` choose as in `psp.method.choose.choose_structures`, `place` and `couple` as in
-    `psp.parameterize`. Whole layers of one branch share what prunes them where place is "auto", and with
-    `join_branches` also where it is not. Everything that can be wrong is found before the first layer is touched.
+    `psp.parameterize`. With `join_branches`, whole layers of one branch share what prunes them also where place is
+    "weight". Everything that can be wrong is found before the first layer is touched.
     Returns `model`.
     """
     check_place(place)
@@ -33,8 +33,10 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     for name, layer in layers.items():
         check_plain(name, layer)
     spanning = spans(layers, chosen)
-    behind = normalizations(model, spanning) if place == "auto" or join_branches else {}
-    followers = branches(behind, spanning)
+    if place == "weight":
+        spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
+    behind = normalizations(model, spanning)
+    followers = sharing(behind, spanning)
     heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
     made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
     made |= {name: Coupled(made[leader], layers[name]) for name, leader in followers.items()}

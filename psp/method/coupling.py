@@ -10,7 +10,15 @@ from collections import defaultdict
 import torch
 
 from psp.method.choose import LAYERS, traced
-from psp.method.place import BENDING_CALLS, BENDING_MODULES, BY_CHANNEL, BY_IMAGE, PASSING_CALLS, PASSING_MODULES
+from psp.method.place import (
+    BENDING_CALLS,
+    BENDING_MODULES,
+    BY_CHANNEL,
+    BY_IMAGE,
+    PASSING_CALLS,
+    PASSING_MODULES,
+    is_depthwise,
+)
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 # What changes the values of a channel, but not which channel it is.
@@ -44,6 +52,6 @@ def meeting(model, names):
 
 def _keeps_channels(node, module):
     """Whether channel k of a node is made of channel k of its inputs."""
-    if isinstance(module, LAYERS):  # a depthwise convolution
-        return 1 < getattr(module, "groups", 1) == module.in_channels == module.out_channels
+    if isinstance(module, LAYERS):
+        return is_depthwise(module)
     return isinstance(module, KEEPING_MODULES) or (module is None and node.target in ADDITIONS + KEEPING_CALLS)

@@ -6,10 +6,10 @@ the α of a whole layer before any normalization. Multiplied into γ and β, beh
 since γ and β decay too, the product γ·α has the penalty of the group lasso again
 (notebooks/why_weight_decay_prunes.ipynb).
 
-A whole layer's α can cancel again: γ and β of one normalization, all times α, go through ReLU and the next
-convolution into the next normalization, which divides by α. So it goes on to the last normalization of the branch, the
-one before the sum or the concatenation. Layers of one branch, none of which is of use without the others, get the same
-place, share one α and are pruned together.
+There it can be hidden again: γ and β of a normalization, all times α, go through ReLU and the next convolution into the
+next normalization, which divides by α; and so do those of one channel through a depthwise convolution. So α goes on to
+the last normalization that would hide it, which in a branch is the one before the sum or the concatenation. Layers
+whose α get the same place, of which none is of use without the others, share them and are pruned together.
 
 A pruned channel is then 0 behind its normalization. Where a ReLU follows, whose gradient at 0 is 0, it gets none and
 does not come back; where the channel goes into a sum first, it can.
@@ -72,15 +72,15 @@ def normalizations(model, structures):
     return found
 
 
-def branches(behind, structures):
-    """{layer name: the first one's} of whole layers that are of use only together: those with the same place.
+def sharing(places, structures):
+    """{layer name: the first one's} of layers of one structure, of `structures`, with the same place, of `places`.
 
-    `behind` is what `normalizations` found for `structures`; the first of a branch is not listed.
+    `places` is what `normalizations` found. The first of those that share one is not listed.
     """
     first, followers = {}, {}
     for name in structures:
-        if structures[name] == "layer" and name in behind:
-            leader = first.setdefault(tuple(behind[name]), name)
+        if name in places:
+            leader = first.setdefault((structures[name], *places[name]), name)
             if leader != name:
                 followers[name] = leader
     return followers
@@ -91,6 +91,11 @@ def output_channels(layer):
     return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
 
 
+def is_depthwise(layer):
+    """Whether channel k of a layer's output is made of channel k of its input alone."""
+    return 1 < getattr(layer, "groups", 1) == layer.in_channels == layer.out_channels
+
+
 class _Walk:
     """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
 
@@ -99,8 +104,24 @@ class _Walk:
         self.whole = whole
         self.count = count
 
-    def targets(self, node, first=None):
-        """(name, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
+    def targets(self, layer):
+        """(name, first, count) of each normalization that can hide the α of `layer`, a node, from the loss.
+
+        What one of them has times α the next can hide again: on to the last one that does.
+        """
+        found = self._ends(layer)
+        while len(found) == 1 and self._is_all(*found[0]):
+            beyond = self._ends(found[0][0])
+            if not beyond:
+                break
+            found = beyond
+        return [(norm.target, first, count) for norm, first, count in found]
+
+    def _is_all(self, norm, first, count):
+        return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
+
+    def _ends(self, node, first=None):
+        """(node, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
 
         `first` counts the channels that stand before those of the layer; None where nothing was concatenated.
         """
@@ -109,22 +130,16 @@ class _Walk:
             if queries_shape(user):
                 continue
             if self._normalizes(user):
-                ends = self._ends_at(user, first)
+                count = len(self.model.get_submodule(user.target).weight)
+                ends = [(user, 0, count) if first is None else (user, first, self.count)]
             elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
-                ends = self.targets(user, (first or 0) + before)
+                ends = self._ends(user, (first or 0) + before)
             else:
-                ends = self.targets(user, first) if self._passes(user) else []
+                ends = self._ends(user, first) if self._passes(user) else []
             if not ends:
                 return []
             found += ends
         return found
-
-    def _ends_at(self, norm, first):
-        """That normalization; or, of a whole layer alone in it, those that would hide its α once more behind it."""
-        if first is not None:
-            return [(norm.target, first, self.count)]
-        beyond = self.targets(norm) if self.whole else []
-        return beyond or [(norm.target, 0, len(self.model.get_submodule(norm.target).weight))]
 
     def _module(self, node):
         return self.model.get_submodule(node.target) if node.op == "call_module" else None
@@ -136,11 +151,13 @@ class _Walk:
 
     def _passes(self, node):
         module = self._module(node)
-        if self.whole and isinstance(module, LAYERS):
-            return module.bias is None or self._removes_constants(node)
-        modules = PASSING_MODULES + BENDING_MODULES if self.whole else PASSING_MODULES
-        calls = PASSING_CALLS + BENDING_CALLS + MOVING_CALLS if self.whole else PASSING_CALLS
-        return isinstance(module, modules) or (node.op != "call_module" and node.target in calls)
+        if isinstance(module, LAYERS):
+            factor_by_factor = self.whole or is_depthwise(module)
+            return factor_by_factor and (module.bias is None or self._removes_constants(node))
+        calls = PASSING_CALLS + BENDING_CALLS + (MOVING_CALLS if self.whole else ())
+        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or (
+            node.op != "call_module" and node.target in calls
+        )
 
     def _removes_constants(self, node):
         """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""

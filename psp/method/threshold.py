@@ -78,23 +78,26 @@ class OnNormalization(nn.Module):
     """The parametrization of γ or β of a normalization: the entries of some channels times their layers' ν(α).
 
     Several layers can share a normalization, as those do whose outputs a dense block concatenates; what belongs to none
-    stays as it is.
+    stays as it is. Two can have the very same entries, such as the channels of the last layer of a branch and the whole
+    of its first, and multiply them one after the other.
     """
 
     def __init__(self):
         super().__init__()
-        self.spans = ()
+        self.spans = {}
 
     def add(self, first, count, scale):
         """Have `count` entries from `first` on multiplied by what `scale`, of a layer, makes of its α."""
         # In tuples, so that α is a parameter of its layer alone.
-        self.spans = tuple(sorted((*self.spans, (first, count, scale)), key=lambda span: span[0]))
+        self.spans[first, count] = (*self.spans.get((first, count), ()), scale)
 
     def forward(self, values):
         pieces, end = [], 0
-        for first, count, scale in self.spans:
-            if (first, count) == (0, len(values)):
-                return scale.forward(values)
-            pieces += [values[end:first], scale.forward(values[first : first + count])]
+        for (first, count), scales in sorted(self.spans.items(), key=lambda span: span[0]):
+            piece = values[first : first + count]
+            for scale in scales:
+                piece = scale.forward(piece)
+            pieces += [values[end:first], piece]
             end = first + count
-        return torch.cat([*pieces, values[end:]])
+        pieces = [piece for piece in (*pieces, values[end:]) if len(piece)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)

@@ -358,3 +358,20 @@ def test_a_file_that_computes_something_else_is_removed(tmp_path, monkeypatch):
     with pytest.raises(ExtractError, match="onnxruntime gives other outputs"):
         psp.export(smaller, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_normalization_over_channels_has_put_back_is_said():
+    """LayerNorm's mean and spread are of all channels, of constants, too: the first layer's are put back for it."""
+    net = nn.Sequential(nn.Linear(8, 6), nn.LayerNorm(6), nn.Linear(6, 3)).double().eval()
+    psp.parameterize(net, "channel", skip="2", place="weight")
+    psp.structure_parameters(net)["0"].data[:3] = 0.0
+    x = torch.randn(4, 8, dtype=torch.float64)
+    smaller = psp.extract(net, x)
+    torch.testing.assert_close(smaller(x), net(x))
+    (layer,) = psp.explain(smaller).layers
+    assert (layer.before, layer.left) == (48, 24)
+    assert layer.why == "what it prunes is put back for layer '1', of whose channels none can go"
+    nothing_between = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval()
+    psp.parameterize(nothing_between, "channel", skip="2")
+    psp.structure_parameters(nothing_between)["0"].data[:3] = 0.0
+    assert psp.explain(psp.extract(nothing_between, x)).layers[0].why == ""

@@ -119,6 +119,17 @@ def test_whole_layers_are_ranked_over_the_network_by_their_mean():
     }
 
 
+def test_layers_of_one_branch_are_ranked_as_one_and_leave_together():
+    """By the mean over all weights of a branch: 2304 of conv1 at 3 and of conv2 at 1 are as 4608 at 2."""
+    net = attach_norm_masks(psp.create_model("resnet20"), {"layer1.*": "layer", "layer2.0.*": "column"})
+    for block, (first, second) in enumerate([(3.0, 1.0), (1.5, 1.5), (4.0, 0.5)]):
+        for conv, value in (("conv1", first), ("conv2", second)):
+            net.get_submodule(f"layer1.{block}.{conv}").parametrizations.weight.original.data.fill_(value)
+    prune_by_norm(net, 0.34)
+    layers = psp.sparsity(net).layers
+    assert [name for name in layers if layers[name].structures == 1] == ["layer1.1.conv1", "layer1.1.conv2"]
+
+
 @pytest.mark.parametrize("prescribe", [attach_norm_masks, fix_sparsity])
 def test_a_single_kernel_position_is_a_whole_layer(prescribe):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1))

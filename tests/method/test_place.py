@@ -26,6 +26,14 @@ def parameterize(net, structure, **options):
     return psp.parameterize(net, structure, skip=skip, **options)
 
 
+def with_small_epsilon(net):
+    """`net` with normalizations that divide by no more than the spread; a small spread lets ε = 1e-5 be seen."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-12
+    return net
+
+
 def conv_net(relu=True):
     """Convolution, normalization, ReLU, convolution: channels of the first meet their normalization, the others not."""
     torch.manual_seed(0)
@@ -48,7 +56,7 @@ def change_of_outputs(net, x, alpha, index):
 def test_the_loss_sees_every_alpha(name, structure):
     """One of each layer, in float64; what a rounding or the ε of a normalization lets through is far below."""
     net, x = network(name)
-    net, x = parameterize(net, structure).double().train(), x.double()
+    net, x = with_small_epsilon(parameterize(net, structure).double().train()), x.double()
     for module in net.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
@@ -61,12 +69,9 @@ def test_the_loss_sees_every_alpha(name, structure):
 
 @pytest.mark.parametrize("structure", ["channel", "layer"])
 def test_on_weights_a_normalization_hides_them(structure):
-    """The opposite of the above, and the reason for it; a small variance lets more of ε = 1e-5 through."""
+    """The opposite of the above, and the reason for it."""
     net, x = network("resnet20")
-    net = psp.parameterize(net, structure, skip=["conv1", "fc"], place="weight").double().train()
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eps = 1e-12
+    net = with_small_epsilon(psp.parameterize(net, structure, skip=["conv1", "fc"], place="weight").double().train())
     alphas = psp.structure_parameters(net).values()
     assert max(change_of_outputs(net, x.double(), alpha, 0) for alpha in alphas) < 1e-8
     assert behind(net) == {}
@@ -115,6 +120,53 @@ def test_normalizations_of_all_channels_hide_the_alpha_of_a_layer_and_not_of_a_c
         assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0, 6)]}
         assert bool(normalizations(net, {"0": "channel"})) is not isinstance(norm, nn.GroupNorm)
     assert normalizations(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=False)), {"0": "channel"}) == {}
+
+
+class Branch(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.layers(x)
+
+
+def branch(between, bias=False, last=nn.BatchNorm2d):
+    return Branch(
+        nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), between, nn.Conv2d(4, 4, 1, bias=bias), last(4)
+    )
+
+
+def test_layers_of_a_branch_share_the_place_before_the_sum():
+    """Of the first, γ and β times α go through ReLU and convolution into a normalization that takes α away."""
+    wanted = {"layers.0": "layer", "layers.3": "layer"}
+    both = {name: [("layers.4", 0, 4)] for name in wanted}
+    for between in (nn.ReLU(), nn.SiLU(), nn.ReLU6()):
+        assert normalizations(branch(between), wanted) == both
+    assert normalizations(branch(nn.ReLU(), bias=True), wanted) == both  # a mean takes a constant away
+    group_norm = branch(nn.ReLU(), bias=True, last=lambda c: nn.GroupNorm(2, c))
+    assert normalizations(group_norm, wanted)["layers.0"] == [("layers.1", 0, 4)]
+    assert normalizations(branch(nn.Sigmoid()), wanted)["layers.0"] == [("layers.1", 0, 4)]
+    assert normalizations(branch(nn.ReLU(), last=lambda c: nn.Identity()), wanted) == {"layers.0": [("layers.1", 0, 4)]}
+    assert normalizations(branch(nn.ReLU()), dict.fromkeys(wanted, "channel"))["layers.0"] == [("layers.1", 0, 4)]
+
+
+def test_layers_of_a_branch_share_one_alpha_and_are_gone_together():
+    net = psp.parameterize(psp.create_model("resnet20"), "layer", skip=["conv1", "fc"])
+    alphas = psp.structure_parameters(net)
+    assert sorted(alphas) == [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(3)]
+    alphas["layer1.1.conv1"].data.zero_()
+    alphas["layer3.2.conv1"].data.fill_(0.01)
+    pruned = [name for name, layer in psp.sparsity(net).layers.items() if layer.structures == 1]
+    assert pruned == [f"{block}.{conv}" for block in ("layer1.1", "layer3.2") for conv in ("conv1", "conv2")]
+    assert psp.sparsity(net).structures == 4 / 18
+    x = torch.randn(2, 3, 32, 32)
+    small = psp.extract(net.eval(), x)
+    torch.testing.assert_close(small(x), net(x))
+    convolutions = [module for module in small.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convolutions) == 19 - 4
+    groups = psp.param_groups(net, weight_decay=0.1, structure_decay=0.2)
+    assert [len(group["params"]) for group in groups] == [20 + 18, 2 * 10 + 1, 9]
 
 
 def test_a_linear_layer_keeps_the_alpha_of_its_channels_which_may_lie_along_another_axis():
