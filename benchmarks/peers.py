@@ -1,0 +1,127 @@
+"""What a user would take instead of PSP, on our schedule: python benchmarks/peers.py RECORD --pruner slimming …
+
+A pruner of torch-pruning, through its public interface: for the first half of the epochs it adds its regularizer to
+the gradients, then removes channels, least important first over the whole network, until the multiply-accumulates are
+down by the factor asked for; the rest of the schedule trains what is left. Images, augmentation, optimizer, rates and
+the error are those of psp.train; the optimizer begins anew after the removal, as the tensors it knew are gone.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch_pruning
+from torch import nn
+from tqdm import tqdm
+
+import psp
+from psp.data.images import SIDE
+from psp.data.sets import load
+from psp.files import write_json
+from psp.runs.config import RunConfig
+from psp.runs.provenance import provenance
+from psp.training.epoch import check_finite, train_epoch
+from psp.training.evaluate import errors_pct
+from psp.training.fast import Network, deterministic
+from psp.training.train import chosen, start, steps_per_epoch
+
+STEPS = 400  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
+MOST = 0.95  # of the channels of one layer
+# Network slimming (Liu et al. 2017): decay by sign on the scales of batch normalization, which rank the channels. Group
+# norm (DepGraph, Fang et al. 2023): decay on weights that grows as a group's norm falls, by which groups are ranked.
+PRUNERS = {
+    "slimming": (torch_pruning.pruner.BNScalePruner, torch_pruning.importance.BNScaleImportance),
+    "group_norm": (
+        torch_pruning.pruner.GroupNormPruner,
+        partial(torch_pruning.importance.GroupMagnitudeImportance, p=2),
+    ),
+}
+
+
+def make_pruner(name, model, image, regularization):
+    """A pruner of torch-pruning for all channels of `model` but the classifier's outputs."""
+    kind, importance = PRUNERS[name]
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    options = {"global_pruning": True, "pruning_ratio": 1.0, "max_pruning_ratio": MOST, "iterative_steps": STEPS}
+    return kind(model, image, importance(), reg=regularization, ignored_layers=last, **options)
+
+
+def remove(pruner, model, image, reduction):
+    """Remove channels of `model`, in place, until 1/`reduction` of its multiply-accumulates are left."""
+    wanted = psp.cost(model, image).macs / reduction
+    for _ in range(STEPS):
+        if psp.cost(model, image).macs <= wanted:
+            return
+        pruner.step()
+    raise SystemExit(f"with {MOST:.0%} of each layer's channels gone the costs are not yet down by {reduction}")
+
+
+def train(config, pruner_name, regularization, reduction, checkpoints):
+    """Train and prune one network; returns its record, a JSON-ready dict, with the widths that are left."""
+    device = torch.device("cpu")
+    data = load(config.dataset)
+    training, validation = data.hold_out(config.holdout)
+    image = torch.zeros(1, 3, SIDE, SIDE)
+    origin = provenance(device)
+    with deterministic():
+        state = start(config, data.num_classes, device)
+        state.choice = chosen(config, training, data, device, checkpoints)
+        state.network = Network(state.model, state.choice)
+        pruner = make_pruner(pruner_name, state.model, image, regularization)
+        decay = state.optimizer.register_step_pre_hook(lambda *_: pruner.regularize(state.model))
+        before = psp.cost(state.model, image)
+        with tqdm(total=config.epochs * steps_per_epoch(config, training), mininterval=10) as bar:
+            for epoch in range(config.epochs):
+                if epoch == config.epochs // 2:
+                    decay.remove()
+                    remove(pruner, state.model, image, reduction)
+                    groups = psp.param_groups(state.model, config.weight_decay)
+                    state.optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, fused=True)
+                    state.network = Network(state.model, state.choice)
+                point = train_epoch(state, training, data, config, bar)
+                if len(validation):
+                    point["validation_error_pct"] = errors_pct(state.model, validation, data, config).top1
+                check_finite(state, config)
+                state.curve.append(point)
+                state.epoch += 1
+        errors = errors_pct(state.model, data.test, data, config)
+    after = psp.cost(state.model, image)
+    convolutions = [(name, m) for name, m in state.model.named_modules() if isinstance(m, nn.Conv2d)]
+    return {
+        "pruner": pruner_name,
+        "regularization": regularization,
+        "reduction": reduction,
+        "config": config.as_dict(),
+        "data": data.summary(),
+        "test_error_pct": errors.top1,
+        "mac_reduction": before.macs / after.macs,
+        "parameters": after.params,
+        "widths": {name: [m.in_channels, m.out_channels] for name, m in convolutions},
+        "curve": state.curve,
+        "provenance": {**origin, "step": state.choice, "torch_pruning": torch_pruning.__version__},
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path, help="the JSON file to write")
+    parser.add_argument("--pruner", choices=PRUNERS, required=True)
+    parser.add_argument("--regularization", type=float, default=1e-4)
+    parser.add_argument("--reduction", type=float, required=True, help="of multiply-accumulates")
+    parser.add_argument("--dataset", default="cifar10")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.2)
+    parser.add_argument("--weight-decay", type=float, default=5e-4)
+    parser.add_argument("--holdout", type=int, default=0, help="training images held out, for the search of settings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoints", default="checkpoints", help="folder that remembers how steps are computed")
+    options = vars(parser.parse_args())
+    how = [options.pop(name) for name in ("pruner", "regularization", "reduction", "checkpoints")]
+    record = options.pop("record")
+    write_json(train(RunConfig(method="baseline", **options), *how), record)
+
+
+if __name__ == "__main__":
+    main()
