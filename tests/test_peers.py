@@ -1,4 +1,4 @@
-"""The pruners that PSP is compared with: channels go until the costs are what was asked for, the least of them first."""
+"""The pruners that PSP is compared with: channels go until the costs are what was asked for, the weakest first."""
 
 import importlib.util
 from pathlib import Path
