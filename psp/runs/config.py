@@ -26,6 +26,7 @@ PACKAGE = Path(__file__).parents[1]
 
 # The rooms, and what they share, that decide the numbers of a run. A checkpoint of other code is never resumed, and the
 # training stages of dvc.yaml depend on just these (a test holds both lists, and the imports, together).
+SOURCES = (".py", ".cpp", ".h")
 DECIDING = ("native.py", "data", "method", "models", "runs", "training")
 
 
@@ -168,9 +169,8 @@ class RunConfig:
 def sources(rooms):
     """The source files in rooms of the package, and single files of it, in a fixed order."""
     paths = [PACKAGE / name for name in rooms]
-    return [
-        f for path in paths for f in (sorted(path.rglob("*.[pc]*")) if path.is_dir() else [path]) if f.suffix != ".pyc"
-    ]
+    files = (f for path in paths for f in (sorted(path.rglob("*.*")) if path.is_dir() else [path]))
+    return [f for f in files if f.suffix in SOURCES]
 
 
 def code_sha256():

@@ -2,7 +2,8 @@
 
     precision   float32, or bfloat16 for convolutions and matrix products (autocast); parameters, α among them,
                 optimizer and statistics are float32 in either case
-    kernels     plain; fused: psp.training.fused, on a CPU with a C++ compiler; compiled: torch.compile, on a GPU
+    kernels     plain; fused: psp.training.fused, on a CPU with a C++ compiler; tiled: psp.training.tiles, besides, on
+                one with matrix units; compiled: torch.compile, on a GPU
 
 Each of these wins on some machine and loses on another. Their results differ by rounding, so that a run keeps its
 choice in its checkpoint and in its record. torch.compile is no choice on a CPU: its code for batch normalization
@@ -19,6 +20,7 @@ import torch
 
 from psp.files import write_json
 from psp.training.fused import fuse
+from psp.training.tiles import tiled
 
 ROUNDS = 3
 # A way that takes longer than the fastest by this factor is not timed again.
@@ -49,7 +51,7 @@ def compiled(model):
     return torch.compile(model, mode="reduce-overhead", dynamic=False)
 
 
-KERNELS = {"plain": lambda model: model, "fused": fuse, "compiled": compiled}
+KERNELS = {"plain": lambda model: model, "fused": fuse, "tiled": tiled, "compiled": compiled}
 
 
 def ways(device):
@@ -58,6 +60,7 @@ def ways(device):
         pairs = [("float32", "plain"), ("bfloat16", "plain"), ("bfloat16", "compiled")]
     elif device.type == "cpu":
         pairs = [(precision, kernels) for kernels in ("plain", "fused") for precision in ("float32", "bfloat16")]
+        pairs += [("bfloat16", "tiled")]
     else:  # such as "mps", which we never saw: what PyTorch itself promises everywhere
         pairs = [("float32", "plain")]
     return [{"precision": precision, "kernels": kernels} for precision, kernels in pairs]

@@ -18,6 +18,7 @@ import psp
 from psp.data.cifar import CIFAR
 from psp.errors import ConfigError
 from psp.files import ROOT
+from psp.method.attach import parametrizations
 from psp.pipeline.commands import FIGURES
 from psp.pipeline.notebook import check_names, run_settings
 from psp.pipeline.profiles import load_profile, with_sections
@@ -81,8 +82,8 @@ def test_training_depends_on_what_decides_its_numbers_and_on_nothing_else():
 def test_the_fingerprint_of_the_code_has_every_source_that_decides():
     found = {path.relative_to(ROOT / "psp").as_posix() for path in sources(DECIDING)}
     assert found >= import_closure("import psp.training.train") - UNTRACKED
-    assert "training/norm_relu.cpp" in found
-    assert {path.suffix for path in sources(DECIDING)} == {".py", ".cpp"}
+    assert found >= {"training/norm_relu.cpp", "training/tiles.cpp", "training/tiles.h"}
+    assert not [path for path in found if path.endswith(".pyc")]
 
 
 def test_timing_depends_on_all_that_it_uses_and_on_nothing_else():
@@ -201,7 +202,7 @@ def test_every_run_of_table_cifar_can_have_its_structures(profile):
             model = psp.parameterize(psp.create_model(config.model), config.structure, skip=config.skip)
         layers = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
         whole = {"conv1", "transition1.2", "transition2.2"}
-        assert set(psp.structure_parameters(model)) == set(layers) - whole
+        assert set(parametrizations(model)) == set(layers) - whole
 
 
 @pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 6)])

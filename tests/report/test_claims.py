@@ -6,7 +6,15 @@ import pytest
 
 from psp.errors import ConfigError
 from psp.pipeline.profiles import Profile
-from psp.report.claims import NOT_TESTED, error_at, errors_by_seed, figure_3_claims, half_width, largest_sparsity
+from psp.report.claims import (
+    NOT_TESTED,
+    error_at,
+    errors_by_seed,
+    figure_3_claims,
+    half_width,
+    largest_sparsity,
+    seeds_to_decide,
+)
 from psp.report.tables import figure_3_points, figure_3_reference, figure_3_runs, write_table
 from psp.runs.config import RunConfig
 
@@ -96,10 +104,18 @@ def test_a_difference_that_seeds_could_have_made_decides_nothing():
     runs = pd.concat([shifted("psp_fixed_sparsity", by, seed) for seed, by in enumerate(shifts)])
     row = figure_3_claims(runs, PAPER).set_index("claim").loc[WD_FIXED_70]
     assert row["ours"].endswith("difference 0.76 ± 0.40")
-    assert row["verdict"] == "undecided: within what seeds make"
+    assert row["verdict"] == "undecided: within what seeds make; about 4 seeds would decide it"
     assert half_width(np.array([0.76, 1.16, 0.36])) == pytest.approx(4.3027 * 0.4 / 3**0.5, rel=1e-4)
     steady = pd.concat([shifted("psp_fixed_sparsity", by / 4, seed) for seed, by in enumerate(shifts)])
     assert verdicts(steady, PAPER)[WD_FIXED_70] == "holds"
+
+
+def test_the_seeds_that_would_decide_by_the_table_of_students_t():
+    """t(0.975) is 4.303 with 2 degrees of freedom, 3.182 with 3, 2.776 with 4, 2.262 with 9, 2.228 with 10."""
+    assert seeds_to_decide(0.76, 0.4) == "about 4 seeds"  # 3.182·0.4/2 = 0.636; with three 0.994
+    assert seeds_to_decide(-0.76, 0.6) == "about 5 seeds"  # 2.776·0.6/√5 = 0.745; with four 0.955
+    assert seeds_to_decide(0.7, 1.0) == "about 11 seeds"  # 2.228/√11 = 0.672; with ten 0.715
+    assert seeds_to_decide(0.1, 1.0) == "more than 100 seeds"
 
 
 def test_a_seed_without_a_measurement_is_left_out_and_the_row_says_so():

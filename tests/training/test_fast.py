@@ -84,15 +84,17 @@ def test_an_error_of_the_run_itself_is_not_swallowed():
         fastest([(choices("plain")[0], failing(ZeroDivisionError()))], images=1)
 
 
-def test_a_gpu_has_torch_compile_and_a_cpu_has_the_fused_kernels():
-    assert {way["kernels"] for way in ways(CPU)} == {"plain", "fused"}
+def test_a_gpu_has_torch_compile_and_a_cpu_has_kernels_of_ours():
+    assert {way["kernels"] for way in ways(CPU)} == {"plain", "fused", "tiled"}
     assert {way["kernels"] for way in ways(torch.device("cuda"))} == {"plain", "compiled"}
 
 
 @pytest.mark.parametrize("way", ways(CPU), ids=lambda way: f"{way['kernels']} {way['precision']}")
 def test_every_way_computes_the_same_network_up_to_rounding(way):
-    if way["kernels"] == "fused" and not shutil.which("c++"):
+    if way["kernels"] != "plain" and not shutil.which("c++"):
         pytest.skip("no C++ compiler here")
+    if way["kernels"] == "tiled" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("no matrix unit here")
     state = training.start(RunConfig.of(CONFIG), 10, CPU)
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     logits = Network(state.model, way)(images)
