@@ -39,9 +39,12 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     followers = sharing(behind, spanning)
     heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
     made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
-    made |= {name: Coupled(made[leader], layers[name]) for name, leader in followers.items()}
-    if couple:
-        made |= coupled(model, chosen, made)
+    leaders = followers | (coupled(model, chosen) if couple else {})
+    for name in leaders:
+        leader = leaders[name]
+        while leader in leaders:
+            leader = leaders[leader]
+        made[name] = Coupled(made[leader], layers[name], chosen[name])
     for name, layer in layers.items():
         if place == "weight" or name not in behind:
             parametrize.register_parametrization(layer, "weight", made[name])
@@ -92,14 +95,15 @@ def _made(name, layer, structure, make_scale, heads):
         raise ConfigError(f"layer {name!r}: {error}") from error
 
 
-def coupled(model, chosen, made):
-    """{layer name: the scale of another one's α} of all but the first of layers whose channels meet in a sum."""
+def coupled(model, chosen):
+    """{layer name: the first one's} of all but the first, in the order of `chosen`, of layers that meet in a sum."""
     groups = meeting(model, {name for name, structure in chosen.items() if structure == "channel"})
     if not groups:
         raise ConfigError(
             "couple=True, but no outputs of two layers with structure 'channel' meet in a sum; leave it out"
         )
-    return {name: Coupled(made[leader], model.get_submodule(name)) for leader, *others in groups for name in others}
+    ordered = [[name for name in chosen if name in group] for group in groups]
+    return {name: leader for leader, *others in ordered for name in others}
 
 
 def scaling_of(norm):

@@ -52,8 +52,9 @@ class NormMask(nn.Module):
     def kept(self):
         return self.mask
 
-    def forward(self, weight):
-        return weight * self.mask
+    def forward(self, weight, shape=None):
+        """`weight` times the mask, given another shape for a layer that shares it."""
+        return weight * (self.mask if shape is None else self.mask.reshape(shape))
 
     def prune(self, weight, sparsity):
         """Mask the share `sparsity` of structures with the smallest ‖w_i‖₁."""

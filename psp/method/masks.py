@@ -8,6 +8,7 @@ import base64
 import numpy as np
 import torch
 
+from psp.errors import ConfigError
 from psp.method.attach import parametrizations, pruned_weight
 from psp.method.threshold import Coupled
 
@@ -31,17 +32,21 @@ def apply_masks(model, record):
     """Give a parameterized `model` the masks of a run's record, in place; returns `model`.
 
     Kept structures get an α above the threshold, the others 0. Weights stay as they are: a network to be
-    extracted and timed, not one that has learned something.
+    extracted and timed, not one that has learned something. Raises ConfigError for a record of earlier code in which
+    layers that share α here were pruned apart.
     """
     for name, (_, pruner) in parametrizations(model).items():
         kept = decode(record["masks"][name])
-        if isinstance(pruner, Coupled):  # older records have layers of one branch that left alone, and broke it
-            (pruner,) = pruner.leader
-            kept = kept.reshape(pruner.kept().shape) & pruner.kept()
         if hasattr(pruner, "alpha"):
             pruner.alpha.copy_(kept * max(1.0, pruner.threshold or 0.0))
         elif hasattr(pruner, "mask"):
             pruner.mask.copy_(kept)
+    for name, (_, pruner) in parametrizations(model).items():
+        if isinstance(pruner, Coupled) and not torch.equal(pruner.kept().cpu(), decode(record["masks"][name])):
+            raise ConfigError(
+                f"the record prunes layer {name!r} apart from one that it shares α with: it is of earlier code, in "
+                "which the layers of a branch had α of their own"
+            )
     return model
 
 

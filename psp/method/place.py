@@ -96,6 +96,11 @@ def is_depthwise(layer):
     return 1 < getattr(layer, "groups", 1) == layer.in_channels == layer.out_channels
 
 
+def is_called_again(node):
+    """Whether another node of the graph calls the same module."""
+    return any(other.target == node.target for other in node.graph.nodes if other is not node)
+
+
 class _Walk:
     """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
 
@@ -109,10 +114,10 @@ class _Walk:
 
         What one of them has times α the next can hide again: on to the last one that does.
         """
-        found = self._ends(layer)
+        found = self._ends(layer, self.count)
         while len(found) == 1 and self._is_all(*found[0]):
-            beyond = self._ends(found[0][0])
-            if not beyond:
+            beyond = self._ends(*found[0][::2])
+            if not beyond or any(is_called_again(norm) for norm, _, _ in beyond):  # there it would be others' α, too
                 break
             found = beyond
         return [(norm.target, first, count) for norm, first, count in found]
@@ -120,22 +125,23 @@ class _Walk:
     def _is_all(self, norm, first, count):
         return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
 
-    def _ends(self, node, first=None):
+    def _ends(self, node, count, first=None):
         """(node, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
 
-        `first` counts the channels that stand before those of the layer; None where nothing was concatenated.
+        `count` is that of the channels that α multiplies, `first` of those that stand before them; None where nothing
+        was concatenated.
         """
         found = []
         for user in node.users:
             if queries_shape(user):
                 continue
             if self._normalizes(user):
-                count = len(self.model.get_submodule(user.target).weight)
-                ends = [(user, 0, count) if first is None else (user, first, self.count)]
+                whole = len(self.model.get_submodule(user.target).weight)
+                ends = [(user, 0, whole) if first is None else (user, first, count)]
             elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
-                ends = self._ends(user, (first or 0) + before)
+                ends = self._ends(user, count, (first or 0) + before)
             else:
-                ends = self._ends(user, first) if self._passes(user) else []
+                ends = self._ends(user, self._count(user, count), first) if self._passes(user, first) else []
             if not ends:
                 return []
             found += ends
@@ -149,11 +155,16 @@ class _Walk:
         kinds = BY_CHANNEL + BY_IMAGE if self.whole else BY_CHANNEL
         return isinstance(norm, kinds) and norm.weight is not None and norm.weight.ndim == 1
 
-    def _passes(self, node):
+    def _count(self, node, count):
+        """How many channels α multiplies behind a node that passes it on, of `count` before it."""
         module = self._module(node)
-        if isinstance(module, LAYERS):
-            factor_by_factor = self.whole or is_depthwise(module)
-            return factor_by_factor and (module.bias is None or self._removes_constants(node))
+        return output_channels(module) if isinstance(module, LAYERS) else count
+
+    def _passes(self, node, first):
+        module = self._module(node)
+        if isinstance(module, LAYERS):  # one that mixes channels passes α on where it is that of all of them
+            passed = is_depthwise(module) or (self.whole and first is None)
+            return passed and (module.bias is None or self._removes_constants(node))
         calls = PASSING_CALLS + BENDING_CALLS + (MOVING_CALLS if self.whole else ())
         return isinstance(module, PASSING_MODULES + BENDING_MODULES) or (
             node.op != "call_module" and node.target in calls
@@ -180,4 +191,4 @@ class _Walk:
         if node.target in CONCATENATIONS:
             counts = [self._channels(part) for part in node.args[0]]
             return None if None in counts else sum(counts)
-        return self._channels(node.args[0]) if self._passes(node) and node.args else None
+        return self._channels(node.args[0]) if self._passes(node, None) and node.args else None

@@ -38,8 +38,11 @@ class ThresholdedScale(nn.Module):
         """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
         return (self.alpha.detach().abs() < self.threshold).logical_not()  # NaN is not pruned
 
-    def forward(self, values):
+    def forward(self, values, shape=None):
+        """`values` times ν(α), whose α is given another shape for a layer that shares it."""
         alpha, kept = self.alpha, self.kept()
+        if shape is not None:
+            alpha, kept = alpha.reshape(shape), kept.reshape(shape)
         if self.columns > 1:
             alpha, kept = (tensor.repeat_interleave(self.columns, 1) for tensor in (alpha, kept))
         if values.ndim != alpha.ndim:  # γ and β have but the axis of channels
@@ -58,20 +61,17 @@ class ThresholdedScale(nn.Module):
 class Coupled(nn.Module):
     """The scale of a layer that shares α, or a mask, with another, the `leader`, and is pruned together with it."""
 
-    def __init__(self, leader, layer):
+    def __init__(self, leader, layer, structure):
         super().__init__()
         self.leader = (leader,)  # in a tuple, so that α is a parameter of the leading layer alone
-        self.shape = alpha_shape(layer.weight.shape, leader.structure, is_transposed(layer))
-
-    @property
-    def structure(self):
-        return self.leader[0].structure
+        self.structure = structure
+        self.shape = alpha_shape(layer.weight.shape, structure, is_transposed(layer))
 
     def kept(self):
         return self.leader[0].kept().reshape(self.shape)
 
     def forward(self, values):
-        return self.leader[0].forward(values)
+        return self.leader[0].forward(values, self.shape if values.ndim == len(self.shape) else None)
 
 
 class OnNormalization(nn.Module):

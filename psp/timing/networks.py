@@ -57,12 +57,12 @@ def trained_masks(config, classes, record):
 def random_masks(name, structure, sparsity, skip, classes=10):
     """A network in evaluation mode of which the share `sparsity` of the structures of every layer is pruned at random.
 
-    With structure "layer" it is the share of the layers.
+    With structure "layer" it is the share of the layers, each by itself.
     """
     torch.manual_seed(SEED)
     model = create_model(name, classes)
     if structure == "layer":
-        parameterize(model, structure, skip=skip)
+        parameterize(model, structure, skip=skip, place="weight")
         alphas = list(structure_parameters(model).values())
         for i in torch.randperm(len(alphas))[: round(sparsity * len(alphas))]:
             alphas[i].data.zero_()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from psp.errors import KernelError
 from psp.native import load
@@ -24,8 +25,8 @@ NEEDED = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation"
 
 def kernels():
     """tiles.cpp, compiled and loaded. Raises KernelError, with the reason, where it cannot be built or run."""
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", bool)()
-    if not (supported and torch.cpu._init_amx()):  # a process has to ask the system for tiles
+    asking = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_init_amx"))
+    if not all(ask() for ask in asking):  # a process has to ask the system for tiles, too
         raise KernelError("this processor has no matrix unit of AMX, or PyTorch does not know it")
     return load(SOURCE, OPTIONS, HEADERS)
 
@@ -44,7 +45,9 @@ def tiled(model):
 
 
 def is_tiled(conv):
-    """Whether the kernels compute a convolution: 3×3, stride 1, zeros around, channels in multiples of 16."""
+    """Whether the kernels compute a convolution: 3×3, stride 1, zeros around, channels in multiples of 16, no hooks."""
+    if conv._forward_hooks or conv._forward_pre_hooks:
+        return False
     usual = all(getattr(conv, name) == value for name, value in NEEDED.items()) and conv.padding_mode == "zeros"
     return usual and conv.in_channels % CHANNELS == 0 and conv.out_channels % CHANNELS == 0
 
@@ -75,6 +78,7 @@ class _TiledConv(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)

@@ -137,3 +137,19 @@ def test_a_single_kernel_position_is_a_whole_layer(prescribe):
         prescribe(net, "shape")
     assert not parametrizations(net)
     assert list(parametrizations(prescribe(net, "shape", skip="1"))) == ["0"]
+
+
+def test_a_branch_of_a_convolution_and_a_linear_layer_shares_its_mask():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.LayerNorm(4)
+            self.linear, self.second = nn.Linear(4, 4, bias=False), nn.LayerNorm(4)
+
+        def forward(self, x):
+            tokens = self.first(self.conv(x).permute(0, 2, 3, 1)).relu()
+            return x + self.second(self.linear(tokens)).permute(0, 3, 1, 2)
+
+    net = prune_by_norm(attach_norm_masks(Tokens(), "layer"), 1.0)
+    assert psp.sparsity(net).structures == 1
+    assert net.linear.weight.abs().max() == net.conv.weight.abs().max() == 0

@@ -8,6 +8,7 @@ from networks import difference, network
 
 import psp
 from psp.errors import ConfigError
+from psp.method.attach import kept_weights, parametrizations
 from psp.method.coupling import meeting
 
 
@@ -65,3 +66,50 @@ def test_a_copy_and_a_loaded_state_are_coupled_among_themselves():
 def test_nothing_to_couple_is_an_error():
     with pytest.raises(ConfigError, match="couple=True, but no outputs of two layers with structure 'channel' meet"):
         psp.parameterize(psp.create_model("densenet16"), "channel", couple=True)
+
+
+class Depthwise(torch.nn.Module):
+    """A channel goes from `wide` through `deep`, which is registered before it, and both share its place."""
+
+    def __init__(self):
+        super().__init__()
+        self.deep, self.second = torch.nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False), torch.nn.BatchNorm2d(6)
+        self.wide, self.first = torch.nn.Conv2d(4, 6, 1, bias=False), torch.nn.BatchNorm2d(6)
+        self.out = torch.nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        return self.out(self.second(self.deep(self.first(self.wide(x)).relu())).relu())
+
+
+@pytest.mark.parametrize("couple", [True, False])
+def test_alpha_shared_by_place_and_by_coupling_is_trained(couple):
+    net = psp.parameterize(Depthwise(), "channel", skip="out", couple=couple).eval()
+    (alpha,) = psp.structure_parameters(net).values()
+    assert any(parameter is alpha for parameter in net.parameters())
+    alpha.data[2:] = 0.0
+    assert {layer.structures for layer in psp.sparsity(net).layers.values()} == {4 / 6}
+    x = torch.randn(2, 4, 5, 5)
+    small = psp.extract(net, x)
+    torch.testing.assert_close(small(x), net(x))
+    assert psp.cost(small, x).params < 50
+
+
+class Upsampled(torch.nn.Module):
+    """A convolution and a transposed one, whose weight has its output channels along the second axis, meet in a sum."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.plain, self.transposed = torch.nn.Conv2d(4, 6, 1), torch.nn.ConvTranspose2d(channels, 6, 1)
+
+    def forward(self, x, z):
+        return self.plain(x) + self.transposed(z)
+
+
+@pytest.mark.parametrize("channels", [6, 5])
+def test_a_transposed_convolution_shares_the_alpha_of_its_output_channels(channels):
+    net = psp.parameterize(Upsampled(channels), "channel", couple=True)
+    (alpha,) = psp.structure_parameters(net).values()
+    alpha.data[0] = 0.0
+    for layer, pruner in parametrizations(net).values():
+        assert torch.equal(kept_weights(layer, pruner), layer.weight != 0)
+    assert net.transposed.weight[:, 0].abs().max() == 0

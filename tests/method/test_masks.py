@@ -8,6 +8,7 @@ import torch
 from hypothesis import strategies as st
 
 import psp
+from psp.errors import ConfigError
 from psp.method.attach import parametrizations
 from psp.method.masks import apply_masks, decode, encode, excerpt, masks
 from psp.method.methods import METHODS, build_model
@@ -53,3 +54,13 @@ def test_the_excerpt_is_the_pruned_weight_of_the_smallest_layer():
     assert not weight[:, :3].any()
     torch.testing.assert_close(weight, net.layer1[0].conv1.weight.detach(), rtol=1e-3, atol=1e-6)
     assert excerpt(psp.create_model("resnet20")) is None
+
+
+def test_a_record_in_which_layers_of_a_branch_left_alone_is_refused():
+    """As earlier code had them: each with α of its own."""
+    config = RunConfig(structure="layer", structure_decay=0.01)
+    record = {"masks": masks(build_model(config, 10))}
+    apply_masks(build_model(config, 10), record)
+    record["masks"]["layer1.0.conv1"] = encode(torch.zeros(1, 1, 1, 1, dtype=torch.bool))
+    with pytest.raises(ConfigError, match=r"prunes layer 'layer1.0.conv2' apart from one that it shares α with"):
+        apply_masks(build_model(config, 10), record)

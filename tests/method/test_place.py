@@ -17,6 +17,7 @@ from psp.method.structures import ALPHA_SHAPE
 
 CASES = [("resnet20", structure) for structure in sorted(ALPHA_SHAPE)]
 CASES += [(name, s) for name in ("densenet16", "resnet18") for s in ("channel", "input_channel", "layer", "shape")]
+CASES += [("densenet_bc100", "layer")]
 CASES += [("mobilenet_v3_small", s) for s in ("channel", "input_channel", "layer")]
 
 
@@ -167,6 +168,81 @@ def test_layers_of_a_branch_share_one_alpha_and_are_gone_together():
     assert len(convolutions) == 19 - 4
     groups = psp.param_groups(net, weight_decay=0.1, structure_decay=0.2)
     assert [len(group["params"]) for group in groups] == [20 + 18, 2 * 10 + 1, 9]
+
+
+class Mixing(nn.Module):
+    """Two layers' channels concatenated, and mixed by a third, whose normalization hides neither's α."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm_a = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.b, self.norm_b = nn.Conv2d(4, 5, 1, bias=False), nn.BatchNorm2d(5)
+        self.mix, self.norm = nn.Conv2d(11, 8, 1, bias=False), nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        both = torch.cat([self.norm_a(self.a(x)).relu(), self.norm_b(self.b(x)).relu()], 1)
+        return self.norm(self.mix(both))
+
+
+def test_alpha_does_not_pass_a_convolution_that_mixes_others_in():
+    net = Mixing().eval()
+    assert normalizations(net, {"a": "layer", "b": "layer"}) == {"a": [("norm_a", 0, 6)], "b": [("norm_b", 0, 5)]}
+    psp.parameterize(net, {"b": "layer", "mix": "channel"})
+    psp.structure_parameters(net)["b"].data.zero_()
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(psp.extract(net, x)(x), net(x))
+
+
+def test_behind_a_bottleneck_alpha_has_the_channels_of_the_last_layer():
+    """In a dense block each layer adds 12 channels to those that came in, whatever its bottleneck has."""
+    net = psp.create_model("densenet_bc100")
+    place = normalizations(net, {"block1.0.narrow.2": "layer", "block1.0.conv": "layer"})
+    assert place["block1.0.narrow.2"] == place["block1.0.conv"]
+    assert {(first, count) for _, first, count in place["block1.0.conv"]} == {(24, 12)}
+
+
+class TwiceNormalized(nn.Module):
+    """A normalization that has another caller is no place: there α would multiply that one's values, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 1, bias=False), nn.Conv2d(4, 4, 1, bias=False)
+        self.first, self.twice = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.twice(self.b(self.first(self.a(x)).relu())) + self.twice(self.b(x))
+
+
+def test_alpha_does_not_go_on_to_a_normalization_that_others_call():
+    assert normalizations(TwiceNormalized(), {"a": "layer"})["a"] == [("first", 0, 4)]
+
+
+def test_channels_and_the_whole_of_a_branch_may_share_a_place_and_both_count():
+    net = psp.parameterize(branch(nn.ReLU()), {"layers.0": "layer", "layers.3": "channel"}).eval()
+    whole, channels = psp.structure_parameters(net).values()
+    with torch.no_grad():
+        whole.fill_(0.5)
+        channels.view(-1).copy_(torch.tensor([1.0, 0.0, 0.5, 2.0]))
+    gamma = net.layers[4].parametrizations.weight.original
+    assert torch.equal(net.layers[4].weight, gamma * torch.tensor([0.5, 0.0, 0.25, 1.0]))
+    x = torch.randn(2, 4, 5, 5)
+    expected = net(x)
+    torch.testing.assert_close(psp.extract(net, x)(x), expected)
+    torch.testing.assert_close(psp.fold(copy.deepcopy(net))(x), expected)
+    torch.testing.assert_close(copy.deepcopy(net)(x), expected)
+    whole.data.zero_()
+    assert torch.equal(net(x), x)
+
+
+def test_a_shape_of_a_1x1_and_a_whole_layer_share_alpha_in_shapes_of_their_own():
+    net = psp.parameterize(branch(nn.ReLU()), {"layers.0": "layer", "layers.3": "shape"})
+    assert list(psp.structure_parameters(net)) == ["layers.0"]
+    assert {name: pruner.structure for name, (_, pruner) in parametrizations(net).items()} == {
+        "layers.0": "layer",
+        "layers.3": "shape",
+    }
+    psp.structure_parameters(net)["layers.0"].data.zero_()
+    assert psp.sparsity(net).weights == 1
 
 
 def test_a_linear_layer_keeps_the_alpha_of_its_channels_which_may_lie_along_another_axis():
