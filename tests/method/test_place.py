@@ -245,6 +245,19 @@ def test_a_shape_of_a_1x1_and_a_whole_layer_share_alpha_in_shapes_of_their_own()
     assert psp.sparsity(net).weights == 1
 
 
+@torch.no_grad()
+def test_all_branches_can_shrink_together_and_only_the_classifier_has_to_make_up():
+    """Why whole layers want a larger ε (docs/choices.md): decay brings all of their α down at no loss."""
+    torch.manual_seed(0)
+    net = psp.parameterize(psp.create_model("resnet20"), "layer", skip=["conv1", "fc"])
+    net, x = with_small_epsilon(net.double().train()), torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    before = net(x)
+    for shrinking in (net.bn1.weight, net.bn1.bias, *psp.structure_parameters(net).values()):
+        shrinking *= 0.5
+    net.fc.weight *= 2
+    torch.testing.assert_close(net(x), before)
+
+
 def test_a_linear_layer_keeps_the_alpha_of_its_channels_which_may_lie_along_another_axis():
     """BatchNorm1d normalizes the second axis, which of tokens, N×5×6, is not that of the features."""
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(30, 3)).double()
