@@ -21,10 +21,9 @@ from psp.data.sets import load
 from psp.files import write_json
 from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
-from psp.training.epoch import check_finite, train_epoch
 from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic
-from psp.training.train import chosen, start, steps_per_epoch
+from psp.training.train import chosen, make_optimizer, one_epoch, start, steps_per_epoch
 
 STEPS = 400  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
 MOST = 0.95  # of the channels of one layer
@@ -77,15 +76,9 @@ def train(config, pruner_name, regularization, reduction, checkpoints):
                 if epoch == config.epochs // 2:
                     decay.remove()
                     remove(pruner, state.model, image, reduction)
-                    groups = psp.param_groups(state.model, config.weight_decay)
-                    state.optimizer = torch.optim.SGD(groups, config.learning_rate, config.momentum, fused=True)
+                    state.optimizer = make_optimizer(state.model, config)
                     state.network = Network(state.model, state.choice)
-                point = train_epoch(state, training, data, config, bar)
-                if len(validation):
-                    point["validation_error_pct"] = errors_pct(state.model, validation, data, config).top1
-                check_finite(state, config)
-                state.curve.append(point)
-                state.epoch += 1
+                one_epoch(state, training, validation, data, config, bar)
         errors = errors_pct(state.model, data.test, data, config)
     after = psp.cost(state.model, image)
     convolutions = [(name, m) for name, m in state.model.named_modules() if isinstance(m, nn.Conv2d)]

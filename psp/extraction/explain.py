@@ -69,9 +69,14 @@ def _left(network, name):
     return weights, any(isinstance(part, SpreadWeight) for part in module.modules())
 
 
+def _calls(traced, name):
+    """The nodes that call the layer at a name."""
+    return [node for node in traced.graph.nodes if node.op == "call_module" and node.target == name]
+
+
 def _why(traced, name):
     """What keeps the zeros of a layer in it."""
-    called = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == name]
+    called = _calls(traced, name)
     around = [n.target for n in traced.graph.nodes if n.op == "call_module" and name.startswith(f"{n.target}.")]
     if around:
         return f"the code of {around[0]!r} is not followed"
@@ -97,7 +102,7 @@ def _why(traced, name):
 
 def _put_back(traced, name, layer, pruner):
     """Of a layer that got smaller: what its pruned channels are put back for, as constants; or ""."""
-    called = [node for node in traced.graph.nodes if node.op == "call_module" and node.target == name]
+    called = _calls(traced, name)
     if len(called) != 1 or is_transposed(layer) or kept_weights(layer, pruner).flatten(1).any(1).all():
         return ""
     whole = _reads_whole(called[0])

@@ -56,12 +56,12 @@ class _NormReLU(torch.autograd.Function):
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, momentum, eps):
         z, mean, scale = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         if residual is not None:
-            residual = _like(residual, x)
+            residual = like(residual, x)
         numbers = ctypes.c_float(momentum), ctypes.c_float(eps)
-        statistics = _pointer(running_mean), _pointer(running_var)
-        affine = _pointer(weight), _pointer(bias)
+        statistics = pointer(running_mean), pointer(running_var)
+        affine = pointer(weight), pointer(bias)
         _kernel("forward", x)(
-            *map(_pointer, (x, residual, z)), *_size(x), *affine, *statistics, *numbers, _pointer(mean), _pointer(scale)
+            *map(pointer, (x, residual, z)), *_size(x), *affine, *statistics, *numbers, pointer(mean), pointer(scale)
         )
         ctx.save_for_backward(x, z, weight, mean, scale)
         ctx.added = residual is not None
@@ -70,11 +70,11 @@ class _NormReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dz):
         x, z, weight, mean, scale = ctx.saved_tensors
-        dz, dx, dweight, dbias = _like(dz, x), torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        dz, dx, dweight, dbias = like(dz, x), torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         dresidual = torch.empty_like(x) if ctx.added else None
-        results = _pointer(dweight), _pointer(dbias)
+        results = pointer(dweight), pointer(dbias)
         _kernel("backward", x)(
-            *map(_pointer, (dz, z, x, dx, dresidual)), *_size(x), *map(_pointer, (weight, mean, scale)), *results
+            *map(pointer, (dz, z, x, dx, dresidual)), *_size(x), *map(pointer, (weight, mean, scale)), *results
         )
         return dx, dresidual, dweight, dbias, None, None, None, None
 
@@ -136,7 +136,7 @@ def _fits(x):
     return whole and x.dtype in KERNEL_TYPES and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def _like(tensor, x):
+def like(tensor, x):
     """A tensor in the type and memory layout of x, copied only where it has another."""
     return tensor.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
@@ -150,5 +150,5 @@ def _size(x):
     return ctypes.c_int64(x.numel() // x.shape[1]), ctypes.c_int64(x.shape[1])
 
 
-def _pointer(tensor):
+def pointer(tensor):
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

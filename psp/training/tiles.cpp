@@ -30,10 +30,30 @@ void put(const float* sums, const shape& s, int64_t u, int64_t first, bits* y) {
     }
 }
 
+void clear() {
+    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+}
+
+void store(float* sums) {
+    _tile_stored(0, sums, 64); _tile_stored(1, sums + 256, 64);
+    _tile_stored(2, sums + 512, 64); _tile_stored(3, sums + 768, 64);
+}
+
+// To each sum the product of one of four left factors, `next` apart, with the right one. The numbers LEFT and RIGHT of
+// the tiles for these have to be literals.
+#define ADD_FOUR(LEFT, RIGHT, left, next, stride, right, right_stride)                  \
+    do {                                                                                \
+        _tile_loadd(RIGHT, right, right_stride);                                        \
+        _tile_loadd(LEFT, (left), stride); _tile_dpbf16ps(0, LEFT, RIGHT);              \
+        _tile_loadd(LEFT, (left) + (next), stride); _tile_dpbf16ps(1, LEFT, RIGHT);     \
+        _tile_loadd(LEFT, (left) + 2 * (next), stride); _tile_dpbf16ps(2, LEFT, RIGHT); \
+        _tile_loadd(LEFT, (left) + 3 * (next), stride); _tile_dpbf16ps(3, LEFT, RIGHT); \
+    } while (false)
+
 // 32 pixels × 32 outputs, of an even number of 16 channels.
 void square(const bits* x, const bits* weight, const shape& s, int64_t u, int64_t first, float* sums) {
     const int64_t length = 3 * s.c, stride = 2 * s.c;
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    clear();
     for (int64_t r = 0; r < 3; ++r)
         for (int64_t j = 0; j < length; j += kPairs) {
             const bits* left = x + (u + r * s.pitch()) * s.c + j;
@@ -47,42 +67,22 @@ void square(const bits* x, const bits* weight, const shape& s, int64_t u, int64_
             _tile_dpbf16ps(2, 5, 6);
             _tile_dpbf16ps(3, 5, 7);
         }
-    _tile_stored(0, sums, 64); _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64); _tile_stored(3, sums + 768, 64);
+    store(sums);
 }
 
 // 64 pixels × 16 outputs; of an odd number of 16 channels, the last 16 values of each row of the kernel alone.
 void tall(const bits* x, const bits* weight, const shape& s, int64_t u, int64_t first, float* sums) {
     const int64_t length = 3 * s.c, stride = 2 * s.c, next = kTile * s.c;
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
+    clear();
     for (int64_t r = 0; r < 3; ++r) {
         const bits* left = x + (u + r * s.pitch()) * s.c;
         const bits* right = weight + (r * length * s.k + 2 * first);
         int64_t j = 0;
-        for (; j + kPairs <= length; j += kPairs) {
-            _tile_loadd(6, right + j * s.k, 4 * s.k);
-            _tile_loadd(4, left + j, stride);
-            _tile_dpbf16ps(0, 4, 6);
-            _tile_loadd(4, left + j + next, stride);
-            _tile_dpbf16ps(1, 4, 6);
-            _tile_loadd(4, left + j + 2 * next, stride);
-            _tile_dpbf16ps(2, 4, 6);
-            _tile_loadd(4, left + j + 3 * next, stride);
-            _tile_dpbf16ps(3, 4, 6);
-        }
-        if (j == length) continue;
-        _tile_loadd(7, right + j * s.k, 4 * s.k);
-        _tile_loadd(5, left + j, stride);
-        _tile_dpbf16ps(0, 5, 7);
-        _tile_loadd(5, left + j + next, stride);
-        _tile_dpbf16ps(1, 5, 7);
-        _tile_loadd(5, left + j + 2 * next, stride);
-        _tile_dpbf16ps(2, 5, 7);
-        _tile_loadd(5, left + j + 3 * next, stride);
-        _tile_dpbf16ps(3, 5, 7);
+        for (; j + kPairs <= length; j += kPairs)
+            ADD_FOUR(4, 6, left + j, next, stride, right + j * s.k, 4 * s.k);
+        if (j < length) ADD_FOUR(5, 7, left + j, next, stride, right + j * s.k, 4 * s.k);
     }
-    _tile_stored(0, sums, 64); _tile_stored(1, sums + 256, 64);
-    _tile_stored(2, sums + 512, 64); _tile_stored(3, sums + 768, 64);
+    store(sums);
 }
 
 // The image y of one padded image x; meanwhile the next one's pixels, at `ahead`, come near.

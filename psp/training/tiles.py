@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from psp.errors import KernelError
 from psp.native import load
-from psp.training.fused import fuse
+from psp.training.fused import fuse, like, pointer
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
 HEADERS = (SOURCE.with_suffix(".h"),)
@@ -74,19 +74,19 @@ class _TiledConv(torch.autograd.Function):
         packed = _packed(weight, x.dtype)
         size = (len(x), len(weight), *x.shape[2:])
         y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-        kernels().forward(*map(_pointer, (x, packed, y)), *_sizes(x, len(weight)))
+        kernels().forward(*map(pointer, (x, packed, y)), *_sizes(x, len(weight)))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        gradient = gradient.to(x.dtype).contiguous(memory_format=torch.channels_last)
+        gradient = like(gradient, x)
         outputs, channels = weight.shape[:2]
         turned = _packed(weight.transpose(0, 1).flip(2, 3), x.dtype)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         parts = torch.empty(PARTS, 3, 3, outputs, channels)
-        kernels().backward(*map(_pointer, (x, gradient, turned, dx, parts)), *_sizes(x, outputs))
+        kernels().backward(*map(pointer, (x, gradient, turned, dx, parts)), *_sizes(x, outputs))
         return dx, parts.sum(0).permute(2, 3, 0, 1).contiguous()
 
 
@@ -106,7 +106,3 @@ def _fits(x):
 def _sizes(x, outputs):
     n, c, h, w = x.shape
     return [ctypes.c_int64(size) for size in (n, h, w, c, outputs)]
-
-
-def _pointer(tensor):
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

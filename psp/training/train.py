@@ -70,15 +70,7 @@ def train_together(config, checkpoints, device, progress, together):
         hidden = not progress or together.rank > 0
         with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=hidden, mininterval=1) as bar:
             while state.epoch < config.epochs:
-                began = time.perf_counter()
-                point = train_epoch(state, training, data, config, bar)
-                if len(validation):
-                    errors = errors_pct(state.model, validation, data, config, together)
-                    point["validation_error_pct"] = errors.top1
-                check_finite(state, config)
-                state.epoch += 1
-                state.curve.append(point)
-                state.seconds += time.perf_counter() - began
+                one_epoch(state, training, validation, data, config, bar)
                 if not together.rank:
                     checkpoint.save(state)
         errors = errors_pct(state.model, data.test, data, config, together)
@@ -87,6 +79,18 @@ def train_together(config, checkpoints, device, progress, together):
     if not together.rank:
         checkpoint.finish(weights, record)
     return record
+
+
+def one_epoch(state, training, validation, data, config, bar):
+    """Train over `training` once, look at `validation`, if there is any, and add the point to the state's curve."""
+    began = time.perf_counter()
+    point = train_epoch(state, training, data, config, bar)
+    if len(validation):
+        point["validation_error_pct"] = errors_pct(state.model, validation, data, config, state.processes).top1
+    check_finite(state, config)
+    state.epoch += 1
+    state.curve.append(point)
+    state.seconds += time.perf_counter() - began
 
 
 def steps_per_epoch(config, images):
@@ -101,8 +105,11 @@ def start(config, num_classes, device):
     """A run's state before its first step; everything random in it follows from the seed."""
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(groups(model, config), config.learning_rate, config.momentum, fused=True)
-    return State(model, optimizer, torch.Generator().manual_seed(config.seed))
+    return State(model, make_optimizer(model, config), torch.Generator().manual_seed(config.seed))
+
+
+def make_optimizer(model, config):
+    return torch.optim.SGD(groups(model, config), config.learning_rate, config.momentum, fused=True)
 
 
 def shared_by(config, together):
