@@ -6,6 +6,7 @@ from psp.errors import ExtractError
 from psp.extraction.graph import describe
 from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
+from psp.extraction.trace import free_name
 from psp.kernels.spread import SpreadWeight
 from psp.method.attach import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed
@@ -51,9 +52,9 @@ def explanation(model, traced, smaller):
     for name, (layer, pruner) in parametrizations(model).items():
         before = weight_shape(layer).numel()
         unpruned = int(kept_weights(layer, pruner).sum())
-        left, stored = _left(smaller, name)
+        left, stored = _left(smaller, free_name(name))
         gained = left < min(before, unpruned + 1) and not stored
-        why = _put_back(traced, name, layer, pruner) if gained else _why(traced, name)
+        why = _put_back(traced, free_name(name), layer, pruner) if gained else _why(traced, free_name(name))
         if name in traced.meta["all heads"]:
             why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
         layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 
 from psp.errors import ConfigError
+from psp.method.methods import THRESHOLDED
 from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
+from psp.runs.config import RunConfig
 
 TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
 SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
@@ -41,10 +43,11 @@ def against_norm(table, structure):
 
     `table` is `trials_table`'s and has the column `mac_reduction`, dense MACs over those left. The norm's error there
     is interpolated over the logarithm of `mac_reduction` between its trials of the same `SCHEDULE` and seed, among
-    which the dense one counts as 0 % pruned; missing beyond them.
+    which the dense one counts as 0 % pruned; missing beyond them. Trials of the norm that prune at another time than
+    the default have no part in it.
     """
     dense = table[table["method"] == SERIES["baseline"]]
-    norm = table[(table["method"] == SERIES["l1_norm"]) & (table["structure"] == structure)]
+    norm = table[(table["prune_at"] == RunConfig.prune_at) & (table["structure"] == structure)]
     curves = dict(list(pd.concat([dense, norm]).groupby([*SCHEDULE, "seed"])))
     trials = table[table["method"].str.startswith("PSP")]
     errors = [
@@ -75,7 +78,9 @@ def _row(name, record):
         "structure": structure_of(config),
         **{name: config[name] for name in (*TRAINED, "seed")},
         "setting": setting(config),
-        "threshold": config["threshold"],
+        "structure_decay": config["structure_decay"] if config["method"] in (*THRESHOLDED, "psp_fixed_sparsity") else np.nan,
+        "threshold": config["threshold"] if config["method"] in THRESHOLDED else np.nan,
+        "prune_at": config["prune_at"] if config["method"] == "l1_norm" else np.nan,
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
         "held_out_error_pct": last["validation_error_pct"],
     }

@@ -117,6 +117,27 @@ def test_a_branch_on_the_data_is_refused_with_its_line():
         psp.extract(prune_channels(ByData().double(), c=[0]), images())
 
 
+class AutoEncoder(nn.Module):
+    """Its submodules have names that a GraphModule has attributes of."""
+
+    def __init__(self):
+        super().__init__()
+        self.code, self.meta, self.graph = nn.Conv2d(3, 8, 3), nn.Sequential(nn.Conv2d(8, 6, 1)), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        return self.graph(self.meta(self.code(x).relu()))
+
+
+def test_submodules_may_be_called_code_and_graph():
+    torch.manual_seed(0)
+    net = prune_channels(AutoEncoder().double(), code=[0, 3], meta__0=[1])
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert (smaller.code_.out_channels, smaller.graph_.in_channels) == (6, 5)
+    assert [layer.left for layer in psp.explain(smaller).layers] == [6 * 27, 30, 10]
+    assert list(dict(net.named_children())) == ["code", "meta", "graph"], "the caller's network stays as it is"
+
+
 def test_an_out_that_is_none_is_no_write():
     torch.manual_seed(0)
     normalized = nn.Sequential(nn.Conv2d(3, 6, 1), Call(lambda x: F.normalize(x, dim=-1)), nn.Conv2d(6, 2, 1))

@@ -18,7 +18,7 @@ def record(method, error, structure="column", decay=0.0, pruned=0.0, **settings)
         "epochs": 3,
         "seed": 0,
     }
-    config |= {"sparsity": None, "structure_decay": decay, "threshold": 0.1, "holdout": 5000}
+    config |= {"sparsity": None, "structure_decay": decay, "threshold": 0.1, "holdout": 5000, "prune_at": 0.5}
     config |= {"batch_size": 128, "learning_rate": 0.2, "weight_decay": 0.002, **settings}
     curve = [{"validation_error_pct": 99.0}, {"validation_error_pct": error}]
     return {"config": config, "curve": curve, "sparsity": {"structures": pruned}, "test_error_pct": 0.0}
@@ -67,11 +67,12 @@ def test_psp_stands_beside_the_norm_of_its_seed_at_equal_cost():
         "dense": record("baseline", 10.0),
         "norm": record("l1_norm", 14.0, "channel", sparsity=0.5),
         "columns by norm": record("l1_norm", 99.0, sparsity=0.5),
+        "norm at another time": record("l1_norm", 99.0, "channel", sparsity=0.5, prune_at=0.25),
         "halfway": record("psp_weight_decay", 11.5, "channel", 0.002, 0.3, place="auto"),
         "beyond": record("psp_weight_decay", 20.0, "channel", 0.004, 0.9, place="auto"),
         "other seed": record("psp_weight_decay", 11.0, "channel", 0.002, 0.3, place="auto", seed=1),
     }
-    table = trials_table(records).assign(mac_reduction=[1.0, 4.0, 4.0, 2.0, 5.0, 2.0])
+    table = trials_table(records).assign(mac_reduction=[1.0, 4.0, 4.0, 3.0, 2.0, 5.0, 2.0])
     beside = against_norm(table, "channel").set_index("trial")
     assert beside["norm_error_pct"].fillna(0).to_dict() == {"halfway": 12.0, "beyond": 0.0, "other seed": 0.0}
     assert beside.loc["halfway", "above_norm"] == -0.5
