@@ -1,5 +1,6 @@
 """A record that was changed after it was written is refused, wherever a byte of it matters."""
 
+import json
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from psp.data.sets import Dataset
 from psp.errors import ConfigError
 from psp.files import ROOT, SEAL, sealed, write_json
 from psp.method.methods import build_model
+from psp.pipeline.profiles import load_profile
 from psp.runs.config import RunConfig
 from psp.runs.record import SCHEMA, UNSEALED, make_record, read_record
 from psp.training.evaluate import Errors
@@ -95,3 +97,15 @@ def test_an_entry_by_another_hand_is_refused(record, path):
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_every_committed_record_can_be_read(path):
     assert read_record(path)["schema"] in (UNSEALED, SCHEMA)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_every_committed_record_is_of_the_run_that_its_profile_names(path):
+    """On the images that the profile's data stage has described."""
+    record = read_record(path)
+    profile = load_profile(str(path.parents[1].relative_to(ROOT / "results")))
+    said, recorded = profile.config(path.stem).as_dict(), record["config"]
+    assert {name: said[name] for name in recorded} == recorded
+    assert "place" in recorded or said["place"] == "weight" or said["structure"] not in ("channel", "layer")
+    described = json.loads(profile.data_path(record["data"]["name"]).read_text(encoding="utf-8"))
+    assert record["data"]["sha256"] == described["sha256"]
