@@ -94,8 +94,8 @@ def trace(model, inputs=None):
     A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. With
     `inputs`, a tuple of tensors, the example answers what the code asks about shapes; arguments of `forward` that it
     does not have are held at their defaults. Where the code of `model` itself does other things on another size, what
-    is traced is for the example's size alone, and meta["fixed"] of the result is True. A submodule of `model` whose name
-    means something else to an fx.GraphModule (code, graph) has `free_name` there.
+    is traced is for the example's size alone, and meta["fixed"] of the result is True. A submodule of `model` whose
+    name means something else to an fx.GraphModule (code, graph) has `free_name` there.
 
     Raises ExtractError, naming the line, if the code of `model` itself cannot be followed.
     """
@@ -121,7 +121,7 @@ def trace(model, inputs=None):
 
 
 def free_name(name):
-    """What a module of a traced network, `name` there, is called in its graph: code_ for code, which is a graph's own."""
+    """What a module of a traced network, `name` there, is called in its graph: code_ for code, a graph's own."""
     first, dot, rest = name.partition(".")
     return f"{first}_{dot}{rest}" if first in TAKEN else name
 

@@ -120,7 +120,7 @@ def test_a_difference_that_seeds_could_have_made_decides_nothing():
     ],
 )
 def test_a_claim_does_not_hold_where_seeds_leave_out_a_lead_above_the_tolerance(lead, spread, verdict):
-    """Weight decay leads by 0.76 points in the paper; here by `lead`, with standard deviation `spread` over three seeds."""
+    """Weight decay leads by 0.76 points in the paper; here by `lead`, with deviation `spread` over three seeds."""
     shifts = (lead - 0.76 + by * spread for by in (0.0, 1.0, -1.0))
     runs = pd.concat([shifted("psp_fixed_sparsity", by, seed) for seed, by in enumerate(shifts)])
     assert verdicts(runs, PAPER)[WD_FIXED_70] == verdict
