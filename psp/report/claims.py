@@ -3,9 +3,10 @@
 A claim about numbers of the paper's network is tested on that network at a full schedule only; a claim about
 the order of the methods on any network, on CIFAR-10. Such a claim holds if the difference is above the tolerance and
 its 95 % interval over seeds leaves out 0, and does not hold if the interval leaves out all that is above the tolerance.
-In between it is undecided. The interval was brought in when seeds 1 and 2 of three series had been run; that a difference
-which is surely small refutes a claim, and the last two pairs of series, before any run of eighteen epochs. None of this
-makes a claim easier. Differences are taken within a seed, from the same initial weights and order of images.
+In between it is undecided. The interval was brought in when seeds 1 and 2 of three series had been run; that a
+difference which is surely small refutes a claim, and the last two pairs of series, before any run of eighteen epochs.
+None of this makes a claim easier. Differences are taken within a seed, from the same initial weights and order of
+images.
 """
 
 import numpy as np
