@@ -2,7 +2,8 @@
 
     python benchmarks/inference.py [--threads 2] [--rounds 15] [--without-amx]
 
-Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns. First of the ratios is
+Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns, after a short rest, so
+that no engine's threads disturb the next one's. First of the ratios is
 what sparsity itself brings: our own frozen dense network against the pruned one; then the fastest dense network of all
 other engines against the pruned one's fastest variant. Beside them the floor of each precision: the time to move the
 values (each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a
@@ -26,9 +27,10 @@ BATCHES = (64, 1)
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "lanes")
 OURS = "lanes"
 NAMES = {OURS: "psp.freeze", "openvino": "OpenVINO"}
-WARM_UP = 3
+WARM_UP = 3  # rounds, and calls at the beginning of each turn
+REST = 0.02  # seconds before a turn, in which the threads of the engine before it stop waiting for work
 LEFT_OUT = "OpenVINO is left out, which cannot be told to do without AMX: other engines are those that are shown."
-CALLS = {64: 1, 1: 10}  # a turn
+CALLS = {64: 3, 1: 100}  # a turn, after its warm-up
 
 
 def pruned_networks():
@@ -71,12 +73,20 @@ def in_turns(calls, rounds, number):
     times = {name: [] for name in calls}
     for turn in range(WARM_UP + rounds):
         for name, call in calls.items():
-            began = time.perf_counter()
-            for _ in range(number):
-                call()
+            time.sleep(REST)
+            repeat(call, WARM_UP)
+            spent = repeat(call, number)
             if turn >= WARM_UP:
-                times[name].append(1e3 * (time.perf_counter() - began) / number)
+                times[name].append(1e3 * spent / number)
     return times
+
+
+def repeat(call, number):
+    """Seconds of so many calls."""
+    began = time.perf_counter()
+    for _ in range(number):
+        call()
+    return time.perf_counter() - began
 
 
 def report(batch, networks, times, floors):
