@@ -30,6 +30,18 @@ def in_units(o, parts, whole):
     return Columns(wanted % count, wanted // count, weight.float())
 
 
+def joined(o):
+    """(`Columns`, orders) of a convolution of bfloat16 whose columns are joined in pairs, whatever their channels.
+
+    Columns come two for each weight, whose order says which halves of their units these are (`halves` of vectors.h).
+    """
+    odd = len(o.columns) % 2
+    columns, taps = (torch.cat([t, t[-1:]]) if odd else t for t in (o.columns, o.taps))
+    weight = F.pad(o.weight.float(), (0, odd)).bfloat16().view(torch.float32)
+    half = (columns % 2).view(-1, 2).int()
+    return Columns(columns // 2, taps, weight), half[:, 0] + (half[:, 1] << 16)
+
+
 def of_its_own(o, parts):
     """The `Columns` of a convolution whose outputs have their own: planes and weights K×J, K in whole units."""
     planes, weight = o.columns // parts, o.weight.float()

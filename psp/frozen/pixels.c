@@ -29,10 +29,13 @@ typedef struct {
     int64_t next, thread, arrived, turn;
 } job;
 
+/* Whether the columns are copied before they are multiplied. */
+INLINE int is_packed(const operation *o) { return o->x.place || o->order; }
+
 /* `many` vectors of pixels × `group` outputs from `first` on, both constants wherever this is inlined. */
 INLINE void block(const int group, const int many, const operation *o, unit *memory, const unit *window, int64_t first,
                   int64_t v) {
-    const int straight = !o->x.place;
+    const int straight = !is_packed(o);
     const unit *from = straight ? memory + o->x.begin + v * LANES : window;
     const float *weight = o->weight + first * o->steps;
     vec sum[BLOCK][GROUP];
@@ -41,7 +44,7 @@ INLINE void block(const int group, const int many, const operation *o, unit *mem
     for (int64_t j = 0; j < o->steps; j++, weight += group) {
         vec x[BLOCK];
         UNROLLED for (int i = 0; i < many; i++)
-            x[i] = load(straight ? from + o->offset[j] + i * LANES : from + (i * o->steps + j) * LANES);
+            x[i] = load(straight ? from + o->offset[j] + i * LANES : from + (j * many + i) * LANES);
         UNROLLED for (int k = 0; k < group; k++)
             UNROLLED for (int i = 0; i < many; i++) sum[i][k] = add_product(sum[i][k], x[i], weight[k]);
     }
@@ -52,7 +55,7 @@ INLINE void block(const int group, const int many, const operation *o, unit *mem
 /* Groups are of GROUP outputs, the last of what is left, in whole units. */
 #define CASE(group) case group: block(group, many, o, memory, window, first, v); break;
 INLINE void blocks(const int many, const operation *o, unit *memory, unit *window, int64_t v) {
-    if (o->x.place) pack(o, memory, window, v, many);
+    if (is_packed(o)) pack(o, memory, window, v, many);
     int64_t first = 0;
     for (; first + GROUP <= o->channels; first += GROUP) block(GROUP, many, o, memory, window, first, v);
     switch (whole_units(o->channels - first)) {
@@ -89,7 +92,8 @@ static void conv(const operation *o, unit *memory, unit *window, int64_t begin, 
     if (o->own) return conv_own(o, memory, begin, end);
     int64_t v = begin;
     for (; v + BLOCK <= end; v += BLOCK) blocks(BLOCK, o, memory, window, v);
-    for (; v < end; v++) blocks(1, o, memory, window, v);
+    if (end - v == 2) blocks(2, o, memory, window, v);
+    if (end - v == 1) blocks(1, o, memory, window, v);
 }
 
 /* Part `member` of `team` of one operation. Tiles come in twos. */

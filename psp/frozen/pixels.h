@@ -18,6 +18,7 @@ typedef struct {
     int64_t steps, tiled; /* of CONV: columns (or pairs of them), and whether by tiles */
     const int32_t *mask;  /* of every output position all bits, or none where there is no pixel */
     const int32_t *offset, *direct;
+    const int32_t *order; /* of every pair of columns that are joined, each with an offset, what `halves` takes; or NULL */
     const int32_t *table;
     const float *weight, *tile, *bias, *scale;
     map x, other; /* `other` has no index where there is none */
@@ -52,8 +53,16 @@ INLINE void finish(const operation *o, unit *memory, vec *sum, int64_t k, int64_
     keep(o, memory, sum, k, v);
 }
 
-/* The windows of vectors v to v + many − 1, side by side: for each vector all of its columns. */
-INLINE void pack(const operation *o, const unit *memory, unit *window, int64_t v, int64_t many) {
-    for (int64_t i = 0; i < many; i++)
-        for (int64_t j = 0; j < o->steps; j++, window += LANES) store(window, at(&o->x, memory, o->offset[j], v + i));
+/* The windows of vectors v to v + many − 1, side by side: of each column, or pair that is joined, all of its vectors. */
+INLINE void pack(const operation *o, const unit *memory, unit *window, int64_t v, const int many) {
+    const int32_t *offset = o->offset;
+    if (o->order)
+        for (int64_t j = 0; j < o->steps; j++, offset += 2, window += many * LANES)
+            UNROLLED for (int i = 0; i < many; i++) {
+                const vec first = at(&o->x, memory, offset[0], v + i), second = at(&o->x, memory, offset[1], v + i);
+                store(window + i * LANES, halves(first, second, o->order[j]));
+            }
+    else
+        for (int64_t j = 0; j < o->steps; j++, offset++, window += many * LANES)
+            UNROLLED for (int i = 0; i < many; i++) store(window + i * LANES, at(&o->x, memory, *offset, v + i));
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from psp.frozen import structs
-from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units, of_its_own
+from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units, joined, of_its_own
 from psp.frozen.layout import ALIGNED, Layouts, rounded
 from psp.frozen.measure import seconds
 from psp.frozen.values import CONV
@@ -19,6 +19,7 @@ SOURCE = Path(__file__).with_name("pixels.c")
 NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registers", "tiles", "vectors")
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 BLOCK = 3  # as in pixels.h
+JOINED = 0.9  # of the halves of units: where more are needed, joining them cannot pay
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
 
@@ -90,8 +91,13 @@ class Pixels(Way):
         return structs.Planes(self.layouts.pixel(source), *sizes, index, place)
 
     def fastest(self, o, made):
-        """The convolution by vectors, or by tiles of its columns or of whole taps: what is measured to be fastest."""
+        """The convolution by vectors, their columns joined or not, or by tiles of its columns or of whole taps.
+
+        What is measured to be fastest.
+        """
         ways = [self.by_vectors(o, made)]
+        if self.parts == 2 and not o.own and len(o.columns) < JOINED * 2 * ways[0].steps:
+            ways.append(self.by_joined(o, made))
         if self.tiles and o.weight.shape[1] and not o.own:
             ways += [self.by_tiles(o, made, whole) for whole in (False, True)]
         chosen = min(ways, key=self.time) if len(ways) > 1 else ways[0]
@@ -104,6 +110,14 @@ class Pixels(Way):
         made.steps = len(columns.taps)
         made.offset = self.pointer(self.offsets(o, columns))
         made.weight = self.pointer(columns.weight if o.own else in_groups(columns.weight, self.parts))
+        return made
+
+    def by_joined(self, o, made):
+        made = structs.PixelOperation.from_buffer_copy(made)
+        columns, orders = joined(o)
+        made.steps, made.order = len(orders), self.pointer(orders)
+        made.offset = self.pointer(self.offsets(o, columns))
+        made.weight = self.pointer(in_groups(columns.weight, self.parts))
         return made
 
     def by_tiles(self, o, made, whole):

@@ -44,7 +44,7 @@ class PixelOperation(ctypes.Structure):
 
     _fields_ = fields("kind activation own out plane channels height width pitch vectors")
     _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled")
-    _fields_ += fields("", "mask offset direct table weight tile bias scale")
+    _fields_ += fields("", "mask offset direct order table weight tile bias scale")
     _fields_ += [("x", Planes), ("other", Planes)]
 
 

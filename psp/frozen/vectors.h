@@ -22,6 +22,13 @@ static inline vec join(const vec *parts) {
     const __m512bh halves = _mm512_cvtne2ps_pbh((__m512)parts[1], (__m512)parts[0]);
     return (vec)_mm512_permutexvar_epi16(order, (__m512i)halves);
 }
+/* Of two vectors of pairs one: half `order & 1` of each pair of the first with half `order >> 16` of each of the second. */
+static inline vec halves(vec first, vec second, int32_t order) {
+    const bits even = {32 << 16, 34 << 16 | 2, 36 << 16 | 4, 38 << 16 | 6, 40 << 16 | 8, 42 << 16 | 10, 44 << 16 | 12,
+                       46 << 16 | 14, 48 << 16 | 16, 50 << 16 | 18, 52 << 16 | 20, 54 << 16 | 22, 56 << 16 | 24,
+                       58 << 16 | 26, 60 << 16 | 28, 62 << 16 | 30};
+    return (vec)_mm512_permutex2var_epi16((__m512i)first, (__m512i)(even + order), (__m512i)second);
+}
 static inline vec add_product(vec sum, vec x, float pair) {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)_mm512_set1_ps(pair));
 }
@@ -31,6 +38,7 @@ typedef float element;
 
 static inline vec channel(vec x, int part) { return (void)part, x; }
 static inline vec join(const vec *parts) { return parts[0]; }
+static inline vec halves(vec first, vec second, int32_t order) { return (void)second, (void)order, first; }
 static inline vec add_product(vec sum, vec x, float weight) { return sum + x * weight; }
 #endif
 

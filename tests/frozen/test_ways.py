@@ -15,10 +15,12 @@ from psp.frozen.freeze import available
 from psp.frozen.layout import Layouts
 from psp.frozen.pixels import HEADERS, SOURCE, Pixels
 from psp.frozen.planner import Planner
+from psp.frozen.structs import PixelOperation
 from psp.kernels import cpu
 
 KINDS = {str(dtype)[6:]: list(available(dtype)) for dtype in (torch.float32, torch.bfloat16)} if cpu.available() else {}
 pytestmark = pytest.mark.skipif(not KINDS, reason="no C compiler here")
+needs_pairs = pytest.mark.skipif(len(KINDS.get("bfloat16", ())) < 4, reason="no products of bfloat16 here")
 needs_tiles = pytest.mark.skipif(len(KINDS.get("bfloat16", ())) < 5, reason="no AMX here")
 
 
@@ -48,6 +50,38 @@ def test_tiles_of_kept_columns_and_of_whole_taps(monkeypatch, choose, sparsity):
     assert way.tiled == 3
     reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
     assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
+
+
+@needs_pairs
+@pytest.mark.parametrize("side", [1, 4, 19])
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_columns_joined_in_pairs_whatever_their_channels(monkeypatch, sparsity, side):
+    """Odd numbers of channels and of columns, a strided layer, a residual sum; pairs forced wherever they are offered."""
+    monkeypatch.setattr(Pixels, "time", lambda self, o: not o.order)
+    torch.manual_seed(side)
+    net = Residual().eval()
+    for layer in (net.first, net.second, net.third):
+        kept = torch.rand(1, *layer.weight.shape[1:]) >= sparsity
+        kept.view(-1)[0] ^= kept.sum() % 2 == 0
+        layer.weight.data *= kept
+    x = torch.randn(3, 8, side, side + 4).bfloat16()
+    frozen = psp.freeze(net, x)
+    way = of_kind(frozen, "pixels as lanes, bfloat16")
+    operations = (PixelOperation * way.program.operations).from_address(way.program.operation)
+    assert sum(bool(o.order) for o in operations) == 3
+    reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
+    assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 21, 3, padding=1), nn.Conv2d(21, 21, 3, padding=1)
+        self.third = nn.Conv2d(21, 13, 3, 2, 1)
+
+    def forward(self, x):
+        y = self.first(x).relu()
+        return self.third((self.second(y) + y).relu())
 
 
 @needs_tiles
