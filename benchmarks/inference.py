@@ -27,6 +27,7 @@ BATCHES = (64, 1)
 ENGINES = ("eager", "compile", "onnxruntime", "openvino", "lanes")
 OURS = "lanes"
 NAMES = {OURS: "psp.freeze", "openvino": "OpenVINO"}
+TRIES = 100
 WARM_UP = 3  # rounds, and calls at the beginning of each turn
 REST = 0.02  # seconds before a turn, in which the threads of the engine before it stop waiting for work
 LEFT_OUT = "OpenVINO is left out, which cannot be told to do without AMX: other engines are those that are shown."
@@ -79,6 +80,19 @@ def in_turns(calls, rounds, number):
             if turn >= WARM_UP:
                 times[name].append(1e3 * spent / number)
     return times
+
+
+def together(threads):
+    """How many times as fast as one thread all of them multiply: fewer than they are where a machine shares cores."""
+    import torch
+
+    a = torch.ones(512, 512)
+    speeds = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        repeat(lambda: a @ a, WARM_UP)
+        speeds.append(1 / min(repeat(lambda: a @ a, 1) for _ in range(TRIES)))
+    return speeds[1] / speeds[0]
 
 
 def repeat(call, number):
@@ -151,9 +165,13 @@ def main():
     networks = pruned_networks()
     for batch in BATCHES:
         images = torch.randn(batch, 3, 32, 32)
-        times = in_turns(made(networks, images, options), options.rounds, CALLS[batch])
+        calls = made(networks, images, options)
+        before = together(options.threads)
+        times = in_turns(calls, options.rounds, CALLS[batch])
+        after = together(options.threads)
         least = {n: [floors(work(net, images), limits, p) for p in PRECISIONS] for n, net in networks.items()}
         report(batch, networks, times, least)
+        print(f"{options.threads} threads multiply {before:.2f} (before) and {after:.2f} (after) times as fast as one.")
         print()
         ways(networks, images)
 

@@ -56,7 +56,7 @@ def test_tiles_of_kept_columns_and_of_whole_taps(monkeypatch, choose, sparsity):
 @pytest.mark.parametrize("side", [1, 4, 19])
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_columns_joined_in_pairs_whatever_their_channels(monkeypatch, sparsity, side):
-    """Odd numbers of channels and of columns, a strided layer, a residual sum; pairs forced wherever they are offered."""
+    """Odd numbers of channels and of columns, a strided layer, a residual sum; pairs forced where they are offered."""
     monkeypatch.setattr(Pixels, "time", lambda self, o: not o.order)
     torch.manual_seed(side)
     net = Residual().eval()
