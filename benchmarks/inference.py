@@ -174,6 +174,40 @@ def main():
         print(f"{options.threads} threads multiply {before:.2f} (before) and {after:.2f} (after) times as fast as one.")
         print()
         ways(networks, images)
+    where(networks, torch.randn(1, 3, 32, 32).bfloat16())
+
+
+def spent(frozen, image):
+    """Seconds that one image takes by pixels as lanes, the shortest of some calls.
+
+    Its convolutions on one thread, its other operations on one, a call without any, and all of it.
+    """
+    from psp.frozen.measure import seconds
+    from psp.frozen.pixels import TIMES
+    from psp.frozen.structs import PixelOperation
+    from psp.frozen.values import CONV
+
+    way = frozen.way(1)
+    program, whole = way.program, seconds(lambda: frozen(image), TRIES)
+    by_kind = {True: 0.0, False: 0.0}
+    for operation in (PixelOperation * program.operations).from_address(program.operation):
+        by_kind[operation.kind == CONV] += min(way.time(operation) for _ in range(WARM_UP)) / TIMES
+    program.operations = 0
+    return by_kind[True], by_kind[False], seconds(lambda: frozen(image), TRIES), whole
+
+
+def where(networks, image):
+    """Print what the time of one image goes to, if pixels are lanes."""
+    import psp
+    from psp.frozen.pixels import Pixels
+
+    print(f"\n## Where the time of one image goes, {str(image.dtype)[6:]}: µs\n")
+    print("| | convolutions, one thread | other operations, one thread | a call without them | all, all threads |")
+    print("|---|---|---|---|---|")
+    for name, network in networks.items():
+        frozen = psp.freeze(network, image)
+        if isinstance(frozen.way(1), Pixels):
+            print(f"| {name} | " + " | ".join(f"{1e6 * share:.0f}" for share in spent(frozen, image)) + " |")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ import time
 REPEATS = 5
 
 
-def seconds(call):
+def seconds(call, repeats=REPEATS):
     """The shortest of some calls, after one that is not counted."""
     call()
     times = []
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)

@@ -20,6 +20,7 @@ NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registe
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 BLOCK = 3  # as in pixels.h
 JOINED = 0.9  # of the halves of units: where more are needed, joining them cannot pay
+TIMES = 4  # that an operation is computed when it is measured
 WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
 
@@ -139,11 +140,12 @@ class Pixels(Way):
         return (columns.planes * layout.plane + row * layout.pitch + column).int()
 
     def time(self, operation):
+        """Seconds of one thread for an operation, `TIMES` times."""
         room = self.room(4 * self.memory_size)
         window = room + 4 * rounded(self.layouts.units)
         run, pointer = self.library.psp_operation, ctypes.byref(operation)
         addresses = ctypes.c_void_p(room), ctypes.c_void_p(window)
-        return seconds(lambda: run(pointer, *addresses, ctypes.c_int64(4)))
+        return seconds(lambda: run(pointer, *addresses, ctypes.c_int64(TIMES)))
 
     def mask(self, o):
         """Address of all bits where a position is a pixel, none where it is between rows or behind the last."""
