@@ -76,14 +76,14 @@ def in_turns(calls, rounds, number):
         for name, call in calls.items():
             time.sleep(REST)
             repeat(call, WARM_UP)
-            spent = repeat(call, number)
+            taken = repeat(call, number)
             if turn >= WARM_UP:
-                times[name].append(1e3 * spent / number)
+                times[name].append(1e3 * taken / number)
     return times
 
 
 def together(threads):
-    """How many times as fast as one thread all of them multiply: fewer than they are where a machine shares cores."""
+    """How many times as fast as one thread all `threads` multiply; on a machine that shares its cores it can be one."""
     import torch
 
     a = torch.ones(512, 512)
@@ -180,7 +180,8 @@ def main():
 def spent(frozen, image):
     """Seconds that one image takes by pixels as lanes, the shortest of some calls.
 
-    Its convolutions on one thread, its other operations on one, a call without any, and all of it.
+    Its convolutions on one thread, its other operations on one, a call without any, and all of it. Operations are
+    measured again and again, with what they read in the cache. `frozen` is of no use afterwards.
     """
     from psp.frozen.measure import seconds
     from psp.frozen.pixels import TIMES
@@ -191,7 +192,7 @@ def spent(frozen, image):
     program, whole = way.program, seconds(lambda: frozen(image), TRIES)
     by_kind = {True: 0.0, False: 0.0}
     for operation in (PixelOperation * program.operations).from_address(program.operation):
-        by_kind[operation.kind == CONV] += min(way.time(operation) for _ in range(WARM_UP)) / TIMES
+        by_kind[operation.kind == CONV] += way.time(operation) / TIMES
     program.operations = 0
     return by_kind[True], by_kind[False], seconds(lambda: frozen(image), TRIES), whole
 

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 from psp.errors import ExtractError
 from psp.extraction.graph import describe
+from psp.extraction.names import free_name
 from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
-from psp.extraction.trace import free_name
 from psp.kernels.spread import SpreadWeight
 from psp.method.attach import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed

@@ -58,7 +58,8 @@ def extract(model, example_input):
             are held at their defaults. The new network is for images of any size and batches of any length that
             `model` takes.
 
-    Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`.
+    Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
+    as in `model`, but those with a name that a graph needs for itself: code_ for code.
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.extraction.graph import BATCHNORM, CONVOLUTION, LATER
+from psp.extraction.names import free_name
 
 CONVOLUTIONS = dict(zip((F.conv1d, F.conv2d, F.conv3d), CONVOLUTION, strict=True))
 CONVOLUTION_ARGUMENTS = ("stride", "padding", "dilation", "groups")
@@ -29,7 +30,7 @@ def use_layers(network):
         values = _values(network, behind)
         layer = make(node, *(values.get(n) for n in sources))
         if layer is not None and not _fills_zeros(layer, values):
-            node.op, node.target, node.args, node.kwargs = "call_module", _free_name(network, node), node.args[:1], {}
+            node.op, node.target, node.args, node.kwargs = "call_module", _name_of(network, node), node.args[:1], {}
             for read in reversed(values):
                 network.graph.erase_node(read)
             network.set_submodule(node.target, layer.eval())
@@ -126,12 +127,13 @@ def _values(network, behind):
     return values
 
 
-def _free_name(network, node):
+def _name_of(network, node):
     """The name of the module whose forward calls the function, if nothing else of it is called, else a new one."""
     inside = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
     if not inside:
         return node.name
+    called = free_name(inside[-1])
     # All that a graph takes along of a module that it does not call are the tensors that it reads.
-    left = dict(network.named_modules()).get(inside[-1])
+    left = dict(network.named_modules()).get(called)
     alone = left is None or (type(left) is nn.Module and not list(left.children()))
-    return inside[-1] if alone else f"{inside[-1]}.{node.name}"
+    return called if alone else f"{called}.{node.name}"

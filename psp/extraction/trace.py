@@ -4,22 +4,20 @@ Tracing writes down what `forward` does as a list of nodes: inputs, calls of sub
 the output. A submodule that cannot be followed becomes one opaque operation, which stays as it is.
 """
 
-import copy
 import inspect
 import traceback
 from collections import OrderedDict
 from pathlib import Path
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from psp.errors import ExtractError
 from psp.extraction.answers import Answers, Asking
+from psp.extraction.names import check_names, renamed
 
 HERE = Path(__file__).parent
 TORCH = Path(torch.__file__).parent
-# Names that a GraphModule needs for itself: no module can have them there.
-TAKEN = {name for name in (*dir(fx.GraphModule), "meta") if not hasattr(nn.Module, name)}
 
 
 class Tracer(fx.Tracer):
@@ -94,18 +92,20 @@ def trace(model, inputs=None):
     A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. With
     `inputs`, a tuple of tensors, the example answers what the code asks about shapes; arguments of `forward` that it
     does not have are held at their defaults. Where the code of `model` itself does other things on another size, what
-    is traced is for the example's size alone, and meta["fixed"] of the result is True. A submodule of `model` whose
-    name means something else to an fx.GraphModule (code, graph) has `free_name` there.
+    is traced is for the example's size alone, and meta["fixed"] of the result is True. Submodules of `model`
+    have names that a graph may have (`free_name`).
 
-    Raises ExtractError, naming the line, if the code of `model` itself cannot be followed.
+    Raises ExtractError, naming the line, if the code of `model` itself cannot be followed, or for a name that no graph
+    can have.
     """
+    check_names(model)
     opaque, held = set(), {} if inputs is None else _defaults(model, len(inputs))
     answers, by_example = None if inputs is None else Answers(model, inputs, held), False
     while True:
         tracer = Tracer(answers, opaque, by_example)
         try:
             graph = _without(tracer.trace(model, dict(held.values()) or None), held)
-            network = fx.GraphModule(_renamed(model, graph), _by_position(graph))
+            network = fx.GraphModule(renamed(model, graph), _by_position(graph))
             network.meta["fixed"] = bool(tracer.decided)
             return network
         except Exception as error:
@@ -118,24 +118,6 @@ def trace(model, inputs=None):
                     f"torch.fx cannot follow the forward of {type(model).__name__}{_line(error)}: {error}. "
                     "Move the code that depends on the data into a submodule of its own"
                 ) from error
-
-
-def free_name(name):
-    """What a module of a traced network, `name` there, is called in its graph: code_ for code, a graph's own."""
-    first, dot, rest = name.partition(".")
-    return f"{first}_{dot}{rest}" if first in TAKEN else name
-
-
-def _renamed(model, graph):
-    """`model`, its submodules by names that are free; `graph` is made to call them by these."""
-    if not TAKEN & model._modules.keys():
-        return model
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = free_name(node.target)
-    renamed = copy.copy(model)  # that of the caller stays as it is; the submodules are shared
-    renamed._modules = {free_name(name): module for name, module in model._modules.items()}
-    return renamed
 
 
 def _line(error):

@@ -37,7 +37,7 @@ def joined(o):
     """
     odd = len(o.columns) % 2
     columns, taps = (torch.cat([t, t[-1:]]) if odd else t for t in (o.columns, o.taps))
-    weight = F.pad(o.weight.float(), (0, odd)).bfloat16().view(torch.float32)
+    weight = F.pad(o.weight.float(), (0, odd)).bfloat16().contiguous().view(torch.float32)
     half = (columns % 2).view(-1, 2).int()
     return Columns(columns // 2, taps, weight), half[:, 0] + (half[:, 1] << 16)
 

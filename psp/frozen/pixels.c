@@ -92,6 +92,7 @@ static void conv(const operation *o, unit *memory, unit *window, int64_t begin, 
     if (o->own) return conv_own(o, memory, begin, end);
     int64_t v = begin;
     for (; v + BLOCK <= end; v += BLOCK) blocks(BLOCK, o, memory, window, v);
+    _Static_assert(BLOCK == 3, "what is left are one or two vectors");
     if (end - v == 2) blocks(2, o, memory, window, v);
     if (end - v == 1) blocks(1, o, memory, window, v);
 }

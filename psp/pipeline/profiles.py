@@ -1,4 +1,4 @@
-"""Profiles: the same pipeline on three budgets. A profile is one YAML file and nothing else.
+"""Profiles: the same pipeline on several budgets. A profile is one YAML file and nothing else.
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
 profile, the settings that all its runs share (`defaults`), the runs, each setting once with its `seeds`, and what is

@@ -3,10 +3,10 @@
 A claim about numbers of the paper's network is tested on that network at a full schedule only; a claim about
 the order of the methods on any network, on CIFAR-10. Such a claim holds if the difference is above the tolerance and
 its 95 % interval over seeds leaves out 0, and does not hold if the interval leaves out all that is above the tolerance.
-In between it is undecided. The interval was brought in when seeds 1 and 2 of three series had been run; that a
-difference which is surely small refutes a claim, and the last two pairs of series, before any run of eighteen epochs.
-None of this makes a claim easier. Differences are taken within a seed, from the same initial weights and order of
-images.
+In between it is undecided. One seed has no interval: it decides by the tolerance alone, and says so. The interval was
+brought in when seeds 1 and 2 of three series had been run; that a difference which is surely small refutes a claim, and
+the last two pairs of series, after the runs of three epochs and before any of eighteen. None of this makes a claim
+easier. Differences are taken within a seed, from the same initial weights and order of images.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from psp.report.tables import SERIES, baseline_error, figure_3_points, figure_3_
 
 ERROR_TOLERANCE = 0.5  # points of error
 SPARSITY_TOLERANCE = 10.0  # points of sparsity
-CONFIDENCE = 0.95  # of the interval (Student's t) that must leave out a difference of 0
+CONFIDENCE = 0.95  # of the interval (Student's t) that must leave out 0, or all that is above the tolerance
 MOST_SEEDS = 100  # beyond which nobody will ask for more
 ABOUT_BASELINE = 0.2  # points of error; it separates the paper's own marks at 40, 50 and 76 %
 HIGH_SPARSITY = (70.0, 80.0)  # where the paper prescribes a sparsity of 70 % and above
@@ -91,7 +91,7 @@ def _largest_sparsity_claim(points, series, paper, tested):
 
 
 def _order_claim(runs, better, worse, level, tested):
-    """Better than worse, by more than the tolerance and than what seeds could make: holds; worse: does not hold."""
+    """Whether `better` is better than `worse` at a sparsity: by the errors of each seed, the rule above."""
     claim = f"{SERIES[better]} < {SERIES[worse]} at {level:.0f} %, errors in %"
     theirs, ours = (
         errors_by_seed(figure_3_reference(), (better, worse), level),
@@ -159,7 +159,7 @@ def _seeds(points, series):
 
 
 def _verdict(outcome, tested, seeds):
-    """In words; `outcome` is whether the claim holds, or why that is undecided."""
+    """In words; `outcome` is whether the claim holds, or says why it does not or is undecided."""
     if not tested:
         return NOT_TESTED
     words = outcome if isinstance(outcome, str) else "holds" if outcome else "does not hold"

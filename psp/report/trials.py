@@ -47,7 +47,8 @@ def against_norm(table, structure):
     the default have no part in it.
     """
     dense = table[table["method"] == SERIES["baseline"]]
-    norm = table[(table["prune_at"] == RunConfig.prune_at) & (table["structure"] == structure)]
+    norm = table[(table["method"] == SERIES["l1_norm"]) & (table["structure"] == structure)]
+    norm = norm[norm["prune_at"] == RunConfig.prune_at]
     curves = dict(list(pd.concat([dense, norm]).groupby([*SCHEDULE, "seed"])))
     trials = table[table["method"].str.startswith("PSP")]
     errors = [

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import psp
-from psp.errors import ExtractError
+from psp.errors import ExtractError, KernelError
 
 
 def images(side=8, batch=2):
@@ -136,6 +136,36 @@ def test_submodules_may_be_called_code_and_graph():
     assert (smaller.code_.out_channels, smaller.graph_.in_channels) == (6, 5)
     assert [layer.left for layer in psp.explain(smaller).layers] == [6 * 27, 30, 10]
     assert list(dict(net.named_children())) == ["code", "meta", "graph"], "the caller's network stays as it is"
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, 2 * self.weight, self.bias)
+
+
+@pytest.mark.parametrize("name", ["code", "graph", "meta", "_code", "inner"])
+def test_a_convolution_in_a_submodule_of_any_name(name):
+    torch.manual_seed(0)
+    layers = OrderedDict([("first", nn.Conv2d(3, 6, 1)), (name, Doubled(6, 5, 3)), ("last", nn.Conv2d(5, 2, 1))])
+    net = prune_channels(nn.Sequential(layers).double(), first=[0, 3], **{name: [1]})
+    assert exact(net, psp.extract(net, images()))
+
+
+@pytest.mark.parametrize("names", [("code", "code_"), ("code_", "code")])
+def test_a_name_that_would_be_given_twice_is_refused(names):
+    net = nn.Sequential(OrderedDict(zip(names, (nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), strict=True)))
+    with pytest.raises(ExtractError, match="needs the name 'code' of Sequential for itself: call it otherwise"):
+        psp.extract(prune_channels(net.double(), **{names[0]: [1]}), images())
+    plain = nn.Sequential(OrderedDict(zip(names, (nn.Conv2d(3, 3, 1), nn.ReLU()), strict=True))).eval()
+    with pytest.raises(KernelError, match="needs the name 'code'"):
+        psp.freeze(plain, images().float())
+
+
+def test_a_buffer_with_a_name_of_the_graphs_is_refused():
+    net = nn.Sequential(nn.Conv2d(3, 3, 1))
+    net.register_buffer("graph", torch.zeros(1))
+    with pytest.raises(ExtractError, match="needs the name 'graph'"):
+        psp.extract(prune_channels(net.double(), **{"0": [1]}), images())
 
 
 def test_an_out_that_is_none_is_no_write():

@@ -215,7 +215,9 @@ def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least)
 
 
 def test_an_unknown_profile_and_run_are_named():
-    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, eighteen-epochs, laptop, paper"):
+    with pytest.raises(
+        ConfigError, match="unknown profile 'desktop'; choose one of demo, eighteen-epochs, laptop, paper"
+    ):
         load_profile("desktop")
     with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the sections cifar, ilsvrc"):
         load_profile("demo/x")
