@@ -3,11 +3,11 @@
     python benchmarks/inference.py [--threads 2] [--rounds 15] [--without-amx]
 
 Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns, after a short rest, so
-that no engine's threads disturb the next one's. First of the ratios is
-what sparsity itself brings: our own frozen dense network against the pruned one; then the fastest dense network of all
-other engines against the pruned one's fastest variant. Beside them the floor of each precision: the time to move the
-values (each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a
-large matrix product measured in the same run; layers that fuse and stay in the cache can be faster than the former.
+that no engine's threads disturb the next one's. First of the ratios is what sparsity itself brings: our own frozen
+dense network against the pruned one; then the fastest dense network of all other engines against the pruned one's
+fastest variant. Beside them the floor of each precision: the time to move the values (each layer reads and writes its
+maps once) and to compute the products, at the speeds of a large copy and of a large matrix product measured in the same
+run; layers that fuse and stay in the cache can be faster than the former.
 `--without-amx` measures what a processor without AMX would do, on one that has it: oneDNN is told so by
 ONEDNN_MAX_CPU_ISA, psp.freeze by PSP_WITHOUT_AMX. OpenVINO has no such switch and is left out.
 """
@@ -86,13 +86,13 @@ def together(threads):
     """How many times as fast as one thread all `threads` multiply; on a machine that shares its cores it can be one."""
     import torch
 
-    a = torch.ones(512, 512)
-    speeds = []
+    from psp.frozen.measure import seconds
+
+    a, taken = torch.ones(512, 512), []
     for count in (1, threads):
         torch.set_num_threads(count)
-        repeat(lambda: a @ a, WARM_UP)
-        speeds.append(1 / min(repeat(lambda: a @ a, 1) for _ in range(TRIES)))
-    return speeds[1] / speeds[0]
+        taken.append(seconds(lambda: a @ a, TRIES))
+    return taken[0] / taken[1]
 
 
 def repeat(call, number):

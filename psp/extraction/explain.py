@@ -52,9 +52,10 @@ def explanation(model, traced, smaller):
     for name, (layer, pruner) in parametrizations(model).items():
         before = weight_shape(layer).numel()
         unpruned = int(kept_weights(layer, pruner).sum())
-        left, stored = _left(smaller, free_name(name))
+        called = free_name(name)
+        left, stored = _left(smaller, called)
         gained = left < min(before, unpruned + 1) and not stored
-        why = _put_back(traced, free_name(name), layer, pruner) if gained else _why(traced, free_name(name))
+        why = _put_back(traced, called, layer, pruner) if gained else _why(traced, called)
         if name in traced.meta["all heads"]:
             why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
         layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))

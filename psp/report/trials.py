@@ -79,9 +79,7 @@ def _row(name, record):
         "structure": structure_of(config),
         **{name: config[name] for name in (*TRAINED, "seed")},
         "setting": setting(config),
-        "structure_decay": config["structure_decay"]
-        if config["method"] in (*THRESHOLDED, "psp_fixed_sparsity")
-        else np.nan,
+        "structure_decay": config["structure_decay"] if config["method"].startswith("psp_") else np.nan,
         "threshold": config["threshold"] if config["method"] in THRESHOLDED else np.nan,
         "prune_at": config["prune_at"] if config["method"] == "l1_norm" else np.nan,
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
