@@ -23,13 +23,15 @@ TORCH = Path(torch.__file__).parent
 class Tracer(fx.Tracer):
     """Traces into every module but torch's own and those in `opaque`; remembers the innermost one that failed.
 
+    Without arguments: as torch.load makes it, to read a graph that was saved.
+
     Args:
         answers: the `Answers` to questions, or None: then there are none.
         opaque: names of modules that are not to be traced into.
         by_example: whether the example alone may answer what depends on the size and is asked outside of any submodule.
     """
 
-    def __init__(self, answers, opaque, by_example=False):
+    def __init__(self, answers=None, opaque=(), by_example=False):
         super().__init__()
         self.answers, self.opaque = answers, opaque
         self.by_example, self.decided = by_example, []

@@ -5,9 +5,17 @@ static inline vec either(bits first, vec a, vec b) { return (vec)(((bits)a & fir
 static inline vec at_least(vec x, float low) { return either((bits)(x < low), (vec){0} + low, x); }
 static inline vec at_most(vec x, float high) { return either((bits)(x > high), (vec){0} + high, x); }
 
+static inline vec not_negative(vec x) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x); /* the second, if it is NaN */
+#else
+    return (vec)((bits)x & ~(bits)(x < 0));
+#endif
+}
+
 /* The two that a convolution's own outputs go through while they are in registers. */
 static inline vec rectified(vec x, int64_t kind) {
-    if (kind == RELU || kind == RELU6) x = (vec)((bits)x & ~(bits)(x < 0));
+    if (kind == RELU || kind == RELU6) x = not_negative(x);
     return kind == RELU6 ? at_most(x, 6) : x;
 }
 

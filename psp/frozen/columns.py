@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 GROUP = 8  # as in registers.h
-ROWS = 16  # of a tile
+ROWS = 16  # that a tile has at most
 
 
 class Columns(NamedTuple):
@@ -17,17 +17,47 @@ class Columns(NamedTuple):
     weight: torch.Tensor
 
 
-def in_units(o, parts, whole):
-    """The `Columns` of a convolution that are needed; with `whole`, all channels of each tap that is."""
-    count = -(-o.reads[0].source.channels // parts)
-    unit = o.taps * count + o.columns // parts
-    wanted = (o.taps.unique()[:, None] * count + torch.arange(count)).flatten() if whole else unit.unique()
-    place = torch.searchsorted(wanted, unit) * parts + o.columns % parts
-    weight = torch.zeros(len(o.weight), len(wanted) * parts, dtype=torch.float64)
-    weight.index_add_(1, place, o.weight.double())
-    if parts == 2 and len(wanted):
+def in_units(o, parts):
+    """The `Columns` of a convolution that are needed."""
+    planes, units = -(-o.reads[0].source.channels // parts), units_of(o, parts)
+    wanted = units.unique()
+    return Columns(wanted % planes, wanted // planes, placed(o, parts, torch.searchsorted(wanted, units), len(wanted)))
+
+
+def in_taps(o, parts):
+    """(`Columns`, rows of a tile) of a convolution with all planes of each tap that is needed, by tiles.
+
+    A tap's last tile ends with its last plane: where it overlaps the one before, its weights are zero.
+    """
+    planes, units = -(-o.reads[0].source.channels // parts), units_of(o, parts)
+    rows, taps = rows_of(planes), o.taps.unique()
+    tiles = -(-planes // rows)
+    begins = (torch.arange(tiles) * rows).clamp(max=planes - rows)
+    plane = torch.arange(planes)
+    place = plane + (plane // rows * rows - begins[plane // rows])  # of a plane, among the rows of a tap's tiles
+    found = torch.searchsorted(taps, o.taps) * tiles * rows + place[units % planes]
+    covered = (begins[:, None] + torch.arange(rows)).flatten()
+    weight = placed(o, parts, found, len(taps) * tiles * rows)
+    return Columns(covered.repeat(len(taps)), taps.repeat_interleave(tiles * rows), weight), rows
+
+
+def units_of(o, parts):
+    """Of each column its unit: its tap's planes come one after the other."""
+    return o.taps * -(-o.reads[0].source.channels // parts) + o.columns // parts
+
+
+def placed(o, parts, place, count):
+    """Weights K×`count` of a convolution whose columns' units are at these places, a pair of bfloat16 as one."""
+    weight = torch.zeros(len(o.weight), count * parts, dtype=torch.float64)
+    weight.index_add_(1, place * parts + o.columns % parts, o.weight.double())
+    if parts == 2 and count:
         weight = weight.bfloat16().view(torch.float32)
-    return Columns(wanted % count, wanted // count, weight.float())
+    return weight.float()
+
+
+def rows_of(units):
+    """Rows of a tile: so many that as few tiles as there can be are filled evenly."""
+    return -(-units // -(-units // ROWS))
 
 
 def joined(o):
@@ -58,13 +88,7 @@ def in_groups(weight, parts):
     return torch.cat([group.t().flatten() for group in weight.split(GROUP)])
 
 
-def in_tiles(weight):
-    """Weights K×U as tiles of 16 outputs × 16 units."""
-    weight = F.pad(weight, (0, -weight.shape[1] % ROWS, 0, -len(weight) % ROWS))
-    return weight.view(len(weight) // ROWS, ROWS, -1, ROWS).transpose(1, 2)
-
-
-def direct(offsets):
-    """Of every tile's offsets (in units): their distance in bytes if it is always the same, else 0."""
-    steps = offsets.view(-1, ROWS).diff(dim=1)
-    return torch.where((steps == steps[:, :1]).all(1) & (steps[:, 0] > 0), 4 * steps[:, 0], 0)
+def in_tiles(weight, high, deep):
+    """Weights K×U as tiles of `high` outputs × `deep` units."""
+    weight = F.pad(weight, (0, -weight.shape[1] % deep, 0, -len(weight) % high))
+    return weight.view(len(weight) // high, high, -1, deep).transpose(1, 2)

@@ -16,7 +16,7 @@ from psp.extraction.graph import make_pure
 from psp.extraction.shapes import Shapes
 from psp.extraction.trace import trace
 from psp.frozen.lanes import Lanes
-from psp.frozen.measure import seconds
+from psp.frozen.measure import shortest
 from psp.frozen.pixels import Pixels, library
 from psp.frozen.planner import Planner
 from psp.frozen.ways import MACROS
@@ -56,9 +56,9 @@ class Frozen:
             raise KernelError(f"freeze is for images N×C×H×W on the CPU in float32 or bfloat16, not for {given}")
         plan = Planner(prepared(network, self.shape), *self.shape)
         self.flat = plan.result.flat
-        self.lock = threading.Lock()  # of the ways' programs and memory
+        self.lock, self.chosen = threading.Lock(), {}  # the lock is of the ways' programs and memory
         self.ways = [make(plan, self.shape, dtype) for make, dtype in available(self.dtype)]
-        self.seconds = {way: self.measured(way) for way in self.ways}
+        self.seconds = dict(zip(self.ways, shortest(list(map(self.example, self.ways))), strict=True))
 
     def __call__(self, x):
         """The outputs of N×C×H×W. Raises ConfigError for images that it was not frozen for."""
@@ -73,8 +73,11 @@ class Frozen:
 
     def way(self, images):
         """How a batch of so many images is run on PyTorch's threads; `str` of it says it in words."""
-        threads = torch.get_num_threads()
-        return min(self.ways, key=lambda way: self.seconds[way] * way.rounds(images, threads))
+        case = images, torch.get_num_threads()
+        with self.lock:
+            if case not in self.chosen:
+                self.chosen[case] = min(self.ways, key=lambda way: self.seconds[way] * way.rounds(*case))
+        return self.chosen[case]
 
     def run(self, way, x):
         """The outputs of N×C×H×W, by one of `ways`."""
@@ -82,10 +85,9 @@ class Frozen:
             y = way(x, torch.get_num_threads()).to(self.dtype).permute(0, 3, 1, 2)
         return y.flatten(1) if self.flat else y
 
-    def measured(self, way):
-        """Seconds of one thread for `way.example` images."""
-        x = torch.zeros(way.example, *self.shape, dtype=self.dtype)
-        return seconds(lambda: way(x, 1))
+    def example(self, way):
+        """A call of a way on one thread, with `way.example` images."""
+        return partial(way, torch.zeros(way.example, *self.shape, dtype=self.dtype), 1)
 
 
 def available(dtype):

@@ -4,7 +4,7 @@
  * zeros between them and around them, so that a convolution needs no border: position p of its result is row
  * p / pitch, and a column of its window is a vector as it lies in memory, whatever the length of a row. What is computed
  * between rows is replaced by zeros.
- * Threads take images; images that are left over they share, vectors of pixels each, and wait for each other after
+ * Threads take images; those that are left over they may share, vectors of pixels each, and wait for each other after
  * every operation. The operations are those of lanes.c.
  */
 #include "pixels.h"
@@ -14,7 +14,8 @@
 #include <sched.h>
 
 typedef struct {
-    int64_t images, operations, memory, threads, tiles; /* memory: units a thread; tiles: whether a layer uses them */
+    int64_t images, alone; /* alone: how many are computed by one thread each, before the others are by all */
+    int64_t operations, memory, threads, tiles; /* memory: units a thread; tiles: whether a layer uses them */
     int64_t x, plane, pitch, channels, height, width, stride_n, stride_c, stride_h, stride_w; /* the input's map */
     int64_t y, y_plane, y_pitch, y_channels, y_height, y_width, window; /* window: where a thread's memory for it is */
     const operation *operation;
@@ -150,11 +151,9 @@ static void work(void *argument) {
     const program *p = a->p;
     const int64_t member = __atomic_fetch_add(&a->thread, 1, __ATOMIC_RELAXED), team = a->team ? a->team() : 1;
     unit *own = a->memory + member * p->memory, *window = own + p->window;
-    const int64_t shared = p->images - p->images % team;
-    if (p->tiles) begin_tiles();
-    for (int64_t n; (n = __atomic_fetch_add(&a->next, 1, __ATOMIC_RELAXED)) < shared;) image(p, a, n, own, window);
-    if (shared < p->images) barrier(a, team); /* the first thread's memory is free */
-    for (int64_t n = shared; n < p->images; n++) {
+    for (int64_t n; (n = __atomic_fetch_add(&a->next, 1, __ATOMIC_RELAXED)) < p->alone;) image(p, a, n, own, window);
+    if (p->alone < p->images) barrier(a, team); /* the first thread's memory is free */
+    for (int64_t n = p->alone; n < p->images; n++) {
         if (!member) read_image(p, a->x + n * p->stride_n, a->memory);
         barrier(a, team);
         for (const operation *o = p->operation; o < p->operation + p->operations; o++, barrier(a, team))
@@ -170,7 +169,6 @@ int64_t psp_tiles(void) { return has_tiles(); }
 
 /* One operation, `times` times on this thread, to measure it. */
 void psp_operation(const operation *o, unit *memory, unit *window, int64_t times) {
-    if (o->tiled) begin_tiles();
     while (times--) run(o, memory, window, 0, 1);
     if (o->tiled) end_tiles();
 }

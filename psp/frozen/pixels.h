@@ -15,12 +15,14 @@ typedef struct {
 typedef struct {
     int64_t kind, activation, own, out, plane, channels, height, width, pitch, vectors;
     int64_t kernel_h, kernel_w, pad_h, pad_w, count_padding;
-    int64_t steps, tiled; /* of CONV: columns (or pairs of them), and whether by tiles */
+    int64_t steps, tiled; /* of CONV: columns (or pairs of them), and whether by tiles; */
+    int64_t high, deep;   /* then outputs and steps of a tile, */
+    int64_t direct;       /* and bytes from a step to the next in the map, or 0: they are packed first */
     const int32_t *mask;  /* of every output position all bits, or none where there is no pixel */
-    const int32_t *offset, *direct;
+    const int32_t *offset;
     const int32_t *order; /* of every pair of columns that are joined, each with an offset, what `halves` takes; or NULL */
     const int32_t *table;
-    const float *weight, *tile, *bias, *scale;
+    const float *weight, *tile, *start, *bias, *scale; /* start: the bias as tiles */
     map x, other; /* `other` has no index where there is none */
 } operation;
 
@@ -31,11 +33,27 @@ INLINE vec at(const map *m, const unit *memory, int64_t offset, int64_t v) {
     return m->place ? gather(from, m->place + v * LANES) : load(from + v * LANES);
 }
 
-/* Channel k of an operation, as a map that it reads has it; zeros where it has none. */
-INLINE vec taken(const map *m, const unit *memory, int64_t k, int64_t v) {
+/* Where a channel of an operation is in a map that it reads: nowhere if `plane` is NULL, which counts as zeros. */
+typedef struct {
+    const unit *plane;
+    const int32_t *place;
+    int part;
+} source;
+
+INLINE source find(const map *m, const unit *memory, int64_t k) {
     const int32_t index = m->index ? m->index[k] : -1;
-    if (index < 0) return (vec){0};
-    return channel(at(m, memory, index / PARTS * m->plane, v), index % PARTS);
+    const unit *plane = index < 0 ? 0 : memory + m->begin + index / PARTS * m->plane;
+    return (source){plane, m->place, index % PARTS};
+}
+
+INLINE vec lanes_of(const source *s, int64_t v) {
+    if (!s->plane) return (vec){0};
+    return channel(s->place ? gather(s->plane, s->place + v * LANES) : load(s->plane + v * LANES), s->part);
+}
+
+INLINE vec taken(const map *m, const unit *memory, int64_t k, int64_t v) {
+    const source s = find(m, memory, k);
+    return lanes_of(&s, v);
 }
 
 /* Write channels k to k + PARTS − 1 of vector v of an operation's result. */
@@ -44,13 +62,15 @@ INLINE void keep(const operation *o, unit *memory, const vec *parts, int64_t k, 
     store(memory + o->out + k / PARTS * o->plane + v * LANES, kept);
 }
 
-/* The same of a convolution, with what is to be added to it. */
-INLINE void finish(const operation *o, unit *memory, vec *sum, int64_t k, int64_t v) {
+/* A convolution's sums of these channels, with what is to be added to them and through its activation. */
+INLINE void finish(const operation *o, unit *memory, const vec *sum, int64_t k, int64_t v) {
+    vec parts[PARTS];
     for (int p = 0; p < PARTS; p++) {
-        if (o->other.index && k + p < o->channels) sum[p] += taken(&o->other, memory, k + p, v);
-        if (o->activation) sum[p] = rectified(sum[p], o->activation);
+        parts[p] = sum[p];
+        if (o->other.index && k + p < o->channels) parts[p] += taken(&o->other, memory, k + p, v);
+        if (o->activation) parts[p] = rectified(parts[p], o->activation);
     }
-    keep(o, memory, sum, k, v);
+    keep(o, memory, parts, k, v);
 }
 
 /* The windows of vectors v to v + many − 1, side by side: of each column, or pair that is joined, all of its vectors. */

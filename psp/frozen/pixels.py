@@ -1,15 +1,17 @@
 """Neighbouring pixels as the lanes of vector registers: what `pixels.c` needs of a plan, and its call."""
 
 import ctypes
+from functools import partial
 from math import prod
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from psp.frozen import structs
-from psp.frozen.columns import ROWS, direct, in_groups, in_tiles, in_units, joined, of_its_own
+from psp.frozen.columns import in_groups, in_taps, in_tiles, in_units, joined, of_its_own, rows_of
 from psp.frozen.layout import ALIGNED, Layouts, rounded
-from psp.frozen.measure import seconds
+from psp.frozen.measure import shortest
 from psp.frozen.values import CONV
 from psp.frozen.ways import MACROS, Way
 from psp.kernels.cpu import FLAGS, parallel, team_size
@@ -18,10 +20,10 @@ from psp.native import load
 SOURCE = Path(__file__).with_name("pixels.c")
 NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registers", "tiles", "vectors")
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
-BLOCK = 3  # as in pixels.h
+# Vectors of pixels that are packed of each column: BLOCK of pixels.h, or for tiles twice four, of pairs of columns.
+WINDOW = 5
 JOINED = 0.9  # of the halves of units: where more are needed, joining them cannot pay
 TIMES = 4  # that an operation is computed when it is measured
-WAITING = 1.2  # how much longer than their share of an image threads take that wait for each other
 
 
 def library(dtype):
@@ -45,17 +47,30 @@ class Pixels(Way):
         self.kind = "matrix unit" if tiles else "pixels as lanes"
         self.source, self.tiles, self.tiled = plan.result.source, tiles, 0
         self.layouts = Layouts(plan.operations, self.source, self.parts)
-        self.tables = {}
+        self.tables, self.shares, self.shape = {}, {1: 1}, shape
         self.program = self.make_program(plan.operations, shape)
 
     def rounds(self, images, threads):
         """In units of what one thread takes for an image, the time of a batch."""
-        shared = images % threads
-        return images // threads + shared / threads * (WAITING if threads > 1 else 1)
+        return images // threads + min(images % threads * self.share(threads), images % threads > 0)
+
+    def share(self, threads):
+        """Of what one thread takes for an image, what all take that share it; measured when it is first asked."""
+        if threads not in self.shares:
+            x, y = torch.zeros(1, *self.shape, dtype=self.dtype), self.outputs(1)
+            alone, together = shortest([partial(self.launch, x, y, threads, n) for n in (1, 0)])
+            self.shares[threads] = together / alone
+        return self.shares[threads]
 
     def run(self, x, y, threads):
+        left = len(x) % threads
+        self.launch(x, y, threads, len(x) - left if left * self.share(threads) < 1 else len(x))
+
+    def launch(self, x, y, threads, alone):
+        """Compute the first `alone` images by a thread each, and the others by all."""
         program = self.program
-        program.images, program.threads = len(x), threads
+        program.images, program.alone = len(x), alone
+        program.threads = threads if alone < len(x) else max(1, min(threads, alone))
         program.stride_n, program.stride_c, program.stride_h, program.stride_w = x.stride()
         pointers = [ctypes.c_void_p(a) for a in (x.data_ptr(), y.data_ptr(), self.room(4 * threads * program.memory))]
         self.library.psp_run(ctypes.byref(program), *pointers, parallel(), team_size())
@@ -65,7 +80,7 @@ class Pixels(Way):
         units = rounded(maps.units)
         most = max((prod(o.kernel) * (o.reads[0].source.channels + 1) for o in operations if o.kind == CONV), default=0)
         made = structs.PixelProgram(operations=len(operations) - 1, window=units)
-        made.memory = units + rounded(most, ROWS) * BLOCK * ALIGNED
+        made.memory = units + most * WINDOW * ALIGNED
         made.x, made.plane, made.pitch = maps.pixel(first), maps[first].plane, maps[first].pitch
         made.channels, made.height, made.width = shape
         made.y, made.y_plane, made.y_pitch = maps.pixel(last), maps[last].plane, maps[last].pitch
@@ -92,22 +107,26 @@ class Pixels(Way):
         return structs.Planes(self.layouts.pixel(source), *sizes, index, place)
 
     def fastest(self, o, made):
-        """The convolution by vectors, their columns joined or not, or by tiles of its columns or of whole taps.
+        """The convolution by vectors or by tiles, their columns joined or not, or by tiles of whole taps.
 
         What is measured to be fastest.
         """
         ways = [self.by_vectors(o, made)]
-        if self.parts == 2 and not o.own and len(o.columns) < JOINED * 2 * ways[0].steps:
+        pays = self.parts == 2 and not o.own and len(o.columns) < JOINED * 2 * ways[0].steps
+        if pays:
             ways.append(self.by_joined(o, made))
         if self.tiles and o.weight.shape[1] and not o.own:
-            ways += [self.by_tiles(o, made, whole) for whole in (False, True)]
-        chosen = min(ways, key=self.time) if len(ways) > 1 else ways[0]
+            ways += [self.by_tiles(o, made, in_units(o, self.parts)), self.by_taps(o, made)]
+            if pays:
+                ways.append(self.by_tiles(o, made, *joined(o)))
+        times = self.times(ways) if len(ways) > 1 else [0]
+        chosen = ways[times.index(min(times))]
         self.tiled += chosen.tiled
         return chosen
 
     def by_vectors(self, o, made):
         made = structs.PixelOperation.from_buffer_copy(made)
-        columns = of_its_own(o, self.parts) if o.own else in_units(o, self.parts, whole=False)
+        columns = of_its_own(o, self.parts) if o.own else in_units(o, self.parts)
         made.steps = len(columns.taps)
         made.offset = self.pointer(self.offsets(o, columns))
         made.weight = self.pointer(columns.weight if o.own else in_groups(columns.weight, self.parts))
@@ -121,15 +140,31 @@ class Pixels(Way):
         made.weight = self.pointer(in_groups(columns.weight, self.parts))
         return made
 
-    def by_tiles(self, o, made, whole):
+    def by_tiles(self, o, made, columns, orders=None):
+        """By tiles of packed units, or of columns that are joined with these orders."""
         made = structs.PixelOperation.from_buffer_copy(made)
-        columns = in_units(o, self.parts, whole)
+        units = columns.weight.shape[1]
+        made.deep = rows_of(units)
+        fill = -units % made.deep
+        # Filled up, where weights are zero, with offsets there are: what is read must be a number.
         offsets = self.offsets(o, columns)
-        # What fills a last tile has weights of zero, and must be a number where the others are.
-        offsets = torch.cat([offsets, offsets[-1:].expand(-len(offsets) % ROWS)])
-        made.steps, made.tiled, made.offset = len(offsets), 1, self.pointer(offsets)
-        distances = torch.zeros(len(offsets) // ROWS, dtype=torch.int32) if made.x.place else direct(offsets).int()
-        made.direct, made.tile = self.pointer(distances), self.pointer(in_tiles(columns.weight))
+        offsets = torch.cat([offsets, offsets[-len(offsets) // units :].repeat(fill)])
+        if orders is not None:
+            made.order = self.pointer(F.pad(orders, (0, fill)))
+        return self.tiled_by(o, made, offsets, columns.weight)
+
+    def by_taps(self, o, made):
+        """By tiles of whole taps, from the map itself unless a step is longer than one."""
+        made = structs.PixelOperation.from_buffer_copy(made)
+        columns, made.deep = in_taps(o, self.parts)
+        made.direct = 0 if made.x.place else 4 * self.layouts[o.reads[0].source].plane
+        return self.tiled_by(o, made, self.offsets(o, columns), columns.weight)
+
+    def tiled_by(self, o, made, offsets, weight):
+        made.tiled, made.steps, made.offset = 1, -(-weight.shape[1] // made.deep) * made.deep, self.pointer(offsets)
+        made.high = rounded(rows_of(o.channels), self.parts)
+        made.tile = self.pointer(in_tiles(weight, made.high, made.deep))
+        made.start = self.pointer(F.pad(o.bias.float(), (0, -o.channels % made.high))[:, None].expand(-1, ALIGNED))
         return made
 
     def offsets(self, o, columns):
@@ -139,13 +174,12 @@ class Pixels(Way):
         row, column = down[columns.taps // o.kernel[1]], right[columns.taps % o.kernel[1]]
         return (columns.planes * layout.plane + row * layout.pitch + column).int()
 
-    def time(self, operation):
-        """Seconds of one thread for an operation, `TIMES` times."""
+    def times(self, operations):
+        """Seconds of one thread for each of some operations, `TIMES` times."""
         room = self.room(4 * self.memory_size)
         window = room + 4 * rounded(self.layouts.units)
-        run, pointer = self.library.psp_operation, ctypes.byref(operation)
-        addresses = ctypes.c_void_p(room), ctypes.c_void_p(window)
-        return seconds(lambda: run(pointer, *addresses, ctypes.c_int64(TIMES)))
+        run, addresses = self.library.psp_operation, (ctypes.c_void_p(room), ctypes.c_void_p(window))
+        return shortest([partial(run, ctypes.byref(o), *addresses, ctypes.c_int64(TIMES)) for o in operations])
 
     def mask(self, o):
         """Address of all bits where a position is a pixel, none where it is between rows or behind the last."""

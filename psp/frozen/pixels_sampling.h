@@ -42,12 +42,29 @@ static float shuffled(const operation *o, const unit *memory, int64_t k, int64_t
     return element_at(&o->x, memory, from, (y + o->pad_h) / o->kernel_h, (z + o->pad_w) / o->kernel_w);
 }
 
+/* Whether an operation is the mean of whole maps, which is that of all vectors, since there are zeros between the rows. */
+static int is_mean_of_all(const operation *o) {
+    const int all = o->kernel_h == o->x.height && o->kernel_w == o->x.width && !o->pad_h && !o->pad_w;
+    return o->kind == POOL_MEAN && all && o->height == 1 && o->width == 1;
+}
+
+static float mean_of_all(const operation *o, const unit *memory, int64_t k) {
+    const unit *plane = memory + o->x.begin + k / PARTS * o->x.plane;
+    vec sums = {0};
+    float sum = 0;
+    for (int64_t i = 0; i < o->x.height * o->x.pitch; i += LANES) sums += channel(load(plane + i), k % PARTS);
+    for (int i = 0; i < LANES; i++) sum += sums[i];
+    return sum / (o->x.height * o->x.width);
+}
+
 /* Planes `begin` to `end` of the result. */
 static void sample(const operation *o, unit *memory, int64_t begin, int64_t end) {
+    const int all = is_mean_of_all(o);
     for (int64_t k = begin * PARTS; k < end * PARTS; k++)
         for (int64_t y = 0; y < o->height; y++)
             for (int64_t z = 0; z < o->width; z++) {
                 const float value = k >= o->channels     ? 0
+                                    : all                ? mean_of_all(o, memory, k)
                                     : o->kind == RESIZE  ? resized(o, memory, k, y, z)
                                     : o->kind == SHUFFLE ? shuffled(o, memory, k, y, z)
                                                          : pooled(o, memory, k, y, z);

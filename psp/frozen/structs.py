@@ -43,14 +43,14 @@ class PixelOperation(ctypes.Structure):
     """`operation` of pixels.h."""
 
     _fields_ = fields("kind activation own out plane channels height width pitch vectors")
-    _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled")
-    _fields_ += fields("", "mask offset direct order table weight tile bias scale")
+    _fields_ += fields("kernel_h kernel_w pad_h pad_w count_padding steps tiled high deep direct")
+    _fields_ += fields("", "mask offset order table weight tile start bias scale")
     _fields_ += [("x", Planes), ("other", Planes)]
 
 
 class PixelProgram(ctypes.Structure):
     """`program` of pixels.c."""
 
-    _fields_ = fields("images operations memory threads tiles")
+    _fields_ = fields("images alone operations memory threads tiles")
     _fields_ += fields("x plane pitch channels height width stride_n stride_c stride_h stride_w")
     _fields_ += fields("y y_plane y_pitch y_channels y_height y_width window", "operation")

@@ -3,9 +3,6 @@
  */
 #include "registers.h"
 #include <string.h>
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
 
 typedef float unit __attribute__((may_alias));
 
@@ -14,7 +11,7 @@ enum { PARTS = 2 };
 typedef uint16_t element;
 
 /* Channel `part` of a vector of pairs, in float32. */
-static inline vec channel(vec x, int part) { return part ? (vec)((bits)x >> 16 << 16) : (vec)((bits)x << 16); }
+static inline vec channel(vec x, int part) { return (vec)((bits)x << (part ? 0 : 16) & -1 << 16); }
 static inline vec join(const vec *parts) {
     const __m512i order = (__m512i)((bits){16 << 16, 17 << 16 | 1, 18 << 16 | 2, 19 << 16 | 3, 20 << 16 | 4, 21 << 16 | 5,
                                            22 << 16 | 6, 23 << 16 | 7, 24 << 16 | 8, 25 << 16 | 9, 26 << 16 | 10,

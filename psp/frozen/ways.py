@@ -27,9 +27,12 @@ class Way:
 
     def __call__(self, x, threads):
         """N×H×W×C of N×C×H×W images, in this way's type."""
-        y = torch.empty(len(x), self.source.height, self.source.width, self.source.channels, dtype=self.dtype)
+        y = self.outputs(len(x))
         self.run(x.to(self.dtype), y, threads)
         return y
+
+    def outputs(self, images):
+        return torch.empty(images, self.source.height, self.source.width, self.source.channels, dtype=self.dtype)
 
     def room(self, size):
         """Address of so many bytes, zeros at first, that stay from call to call."""

@@ -236,6 +236,14 @@ def test_copied_saved_compiled_and_in_channels_last(structure):
     assert all(p.grad is not None for p in smaller.parameters()), "it can be trained on"
 
 
+def test_a_network_with_folded_batchnorm_is_saved():
+    net, x = network("resnet20")
+    folded, file = fold_batchnorm(net.eval()), io.BytesIO()
+    torch.save(folded, file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=False)(x), folded(x))
+
+
 def test_onnx(tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

@@ -16,6 +16,7 @@ from psp.frozen.layout import Layouts
 from psp.frozen.pixels import HEADERS, SOURCE, Pixels
 from psp.frozen.planner import Planner
 from psp.frozen.structs import PixelOperation
+from psp.frozen.values import CONV
 from psp.kernels import cpu
 
 KINDS = {str(dtype)[6:]: list(available(dtype)) for dtype in (torch.float32, torch.bfloat16)} if cpu.available() else {}
@@ -28,6 +29,20 @@ def of_kind(frozen, kind):
     return next(way for way in frozen.ways if str(way) == kind)
 
 
+def operations(way):
+    return (PixelOperation * way.program.operations).from_address(way.program.operation)
+
+
+def forced(monkeypatch, costs):
+    """The way of each convolution whose cost is least is taken, whatever the time."""
+    monkeypatch.setattr(Pixels, "times", lambda self, operations: costs(operations))
+
+
+def share_always(monkeypatch):
+    """Images that are left over are computed by all threads, whatever that takes."""
+    monkeypatch.setattr(Pixels, "share", lambda self, threads: 0.1 if threads > 1 else 1)
+
+
 def error(net, got, x):
     with torch.no_grad():
         expected = copy.deepcopy(net).double()(x.double())
@@ -35,21 +50,44 @@ def error(net, got, x):
 
 
 @needs_tiles
-@pytest.mark.parametrize("choose", [lambda self, o: -o.tiled * o.steps, lambda self, o: (-o.tiled, o.steps)])
-@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9])
-def test_tiles_of_kept_columns_and_of_whole_taps(monkeypatch, choose, sparsity):
-    """Odd channels, a strided layer, more outputs than two tiles have, a residual sum; both kinds of tiles forced."""
-    monkeypatch.setattr(Pixels, "time", choose)
-    torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 21, 3, padding=1), nn.ReLU(), nn.Conv2d(21, 64, 3, 2, 1), nn.Conv2d(64, 70, 3, padding=1)]
-    for layer in layers[2:]:
+@pytest.mark.parametrize("kind", ["units", "taps", "joined"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.9])
+@pytest.mark.parametrize("side", [6, 19, 32])
+def test_tiles_of_whole_taps_of_columns_and_of_pairs_of_columns(monkeypatch, kind, sparsity, side):
+    """Odd channels, a strided layer, one to five tiles of outputs and of planes, residual sums; each kind forced."""
+    forced(monkeypatch, lambda operations: costs_but_for(kind, operations))
+    torch.manual_seed(side)
+    net, x = Tiled().eval(), torch.randn(5, 3, side, side + 4).bfloat16()
+    for layer in net.children():
         layer.weight.data *= torch.rand(1, *layer.weight.shape[1:]) >= sparsity
-    net, x = nn.Sequential(*layers).eval(), torch.randn(5, 3, 19, 23).bfloat16()
     frozen = psp.freeze(net, x)
     way = of_kind(frozen, "matrix unit, bfloat16")
-    assert way.tiled == 3
+    convolutions = [o for o in operations(way) if o.kind == CONV]
+    assert all(o.tiled for o in convolutions)
+    assert sum(bool(o.direct) for o in convolutions) == (4 if kind == "taps" else 0)
+    assert any(o.order for o in convolutions) == (kind == "joined")
     reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
     assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
+
+
+def costs_but_for(kind, operations):
+    """None for the tiles of a kind; they are offered in this order, the last only where it can pay."""
+    tiled = [i for i, o in enumerate(operations) if o.tiled]
+    wanted = tiled[: ["units", "taps", "joined"].index(kind) + 1][-1:]
+    return [i not in wanted for i in range(len(operations))]
+
+
+class Tiled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 21, 3, padding=1), nn.Conv2d(21, 64, 3, 2, 1)
+        self.third, self.fourth = nn.Conv2d(64, 70, 3, padding=1), nn.Conv2d(70, 70, 3, padding=1)
+        self.fifth, self.sixth = nn.Conv2d(70, 20, (1, 3), padding=(0, 1)), nn.Conv2d(20, 9, 3)
+
+    def forward(self, x):
+        x = self.third(self.second(self.first(x).relu()))
+        y = (self.fourth(x) + x).relu()
+        return self.sixth(self.fifth(y) + x[:, 5:25])
 
 
 @needs_pairs
@@ -57,7 +95,7 @@ def test_tiles_of_kept_columns_and_of_whole_taps(monkeypatch, choose, sparsity):
 @pytest.mark.parametrize(("sparsity", "odd"), [(0.3, True), (0.9, True), (0.9, False)])
 def test_columns_joined_in_pairs_whatever_their_channels(monkeypatch, sparsity, odd, side):
     """Odd numbers of channels, a strided layer, a residual sum; pairs forced where they are offered."""
-    monkeypatch.setattr(Pixels, "time", lambda self, o: not o.order)
+    forced(monkeypatch, lambda operations: [not o.order for o in operations])
     torch.manual_seed(side)
     net = Residual().eval()
     for layer in (net.first, net.second, net.third):
@@ -67,10 +105,10 @@ def test_columns_joined_in_pairs_whatever_their_channels(monkeypatch, sparsity, 
     x = torch.randn(3, 8, side, side + 4).bfloat16()
     frozen = psp.freeze(net, x)
     way = of_kind(frozen, "pixels as lanes, bfloat16")
-    operations = (PixelOperation * way.program.operations).from_address(way.program.operation)
-    assert sum(bool(o.order) for o in operations) == 3
+    assert sum(bool(o.order) for o in operations(way)) == 3
     reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
     assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
+    share_always(monkeypatch)
     assert torch.equal(way(x[:1], 3), way(x[:1], 1))
 
 
@@ -109,7 +147,8 @@ def test_without_amx(monkeypatch):
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_threads_that_share_an_image_compute_what_one_does(threads, dtype):
+def test_threads_that_share_an_image_compute_what_one_does(monkeypatch, threads, dtype):
+    share_always(monkeypatch)
     net, x = network("resnet20")
     net, x, before = net.eval(), torch.randn(3, 3, 16, 16).to(dtype), torch.get_num_threads()
     frozen = psp.freeze(net, x)
@@ -127,7 +166,7 @@ def test_threads_that_share_an_image_compute_what_one_does(threads, dtype):
 def test_the_fastest_way_is_taken():
     frozen = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8))
     for fastest in frozen.ways:
-        frozen.seconds = {way: 1.0 if way is fastest else 1e6 for way in frozen.ways}
+        frozen.seconds, frozen.chosen = {way: 1.0 if way is fastest else 1e6 for way in frozen.ways}, {}
         assert frozen.way(1) is frozen.way(64) is fastest
 
 
@@ -135,7 +174,10 @@ def test_lanes_over_images_take_as_long_for_one_image_as_for_all():
     lanes, pixels = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8)).ways
     assert lanes.rounds(1, 2) == lanes.rounds(2 * lanes.lanes, 2) == 1
     assert pixels.rounds(64, 2) == 32
-    assert 0.5 < pixels.rounds(1, 2) < 1
+    for share, rounds in ((0.6, 0.6), (2.0, 1)):  # images left over are shared only where that is faster
+        pixels.shares[2] = share
+        assert (pixels.rounds(1, 2), pixels.rounds(5, 2)) == (rounds, 2 + rounds)
+    assert 0 < pixels.share(3) < 100
 
 
 def test_maps_that_live_at_once_do_not_overlap():
