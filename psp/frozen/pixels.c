@@ -166,6 +166,7 @@ static void work(void *argument) {
 /* Elements of so many bytes that are multiplied here: 0 if none, else how many lanes. */
 int64_t psp_lanes(int64_t bytes) { return bytes == sizeof(element) ? LANES : 0; }
 int64_t psp_tiles(void) { return has_tiles(); }
+int64_t psp_steps(void) { return has_steps(); }
 
 /* One operation, `times` times on this thread, to measure it. */
 void psp_operation(const operation *o, unit *memory, unit *window, int64_t times) {

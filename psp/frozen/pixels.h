@@ -8,8 +8,11 @@ enum { BLOCK = 3 };
 /* A map as an operation reads it, in units: pixel (0, 0) of its first plane, and the distances between planes, rows. */
 typedef struct {
     int64_t begin, plane, pitch, height, width, stride_h, stride_w;
+    int64_t rows;         /* that a vector of outputs is of, at most; 0 where it has to be gathered */
     const int32_t *index; /* of every output channel its channel here, or −1 */
     const int32_t *place; /* of every output position its distance here; NULL where they are the same */
+    const int32_t *row;   /* of every vector and each of its rows: the distance of its first lane, were all of that row, */
+                          /* and the lanes that are */
 } map;
 
 typedef struct {
@@ -28,27 +31,35 @@ typedef struct {
 
 INLINE int64_t whole_units(int64_t channels) { return (channels + PARTS - 1) / PARTS * PARTS; }
 
+/* Vector v of what is, for outputs, a plane `from` on of a map. */
+INLINE vec pixels(const map *m, const unit *from, int64_t v) {
+    if (!m->place) return load(from + v * LANES);
+    if (!m->rows) return gather(from, m->place + v * LANES);
+    const int32_t *row = m->row + 2 * v * m->rows;
+    vec x = in_steps(from + row[0], m->stride_w);
+    for (int64_t i = 1; i < m->rows; i++) x = chosen(row[2 * i + 1], x, in_steps(from + row[2 * i], m->stride_w));
+    return x;
+}
+
 INLINE vec at(const map *m, const unit *memory, int64_t offset, int64_t v) {
-    const unit *from = memory + m->begin + offset;
-    return m->place ? gather(from, m->place + v * LANES) : load(from + v * LANES);
+    return pixels(m, memory + m->begin + offset, v);
 }
 
 /* Where a channel of an operation is in a map that it reads: nowhere if `plane` is NULL, which counts as zeros. */
 typedef struct {
+    const map *map;
     const unit *plane;
-    const int32_t *place;
     int part;
 } source;
 
 INLINE source find(const map *m, const unit *memory, int64_t k) {
     const int32_t index = m->index ? m->index[k] : -1;
     const unit *plane = index < 0 ? 0 : memory + m->begin + index / PARTS * m->plane;
-    return (source){plane, m->place, index % PARTS};
+    return (source){m, plane, index % PARTS};
 }
 
 INLINE vec lanes_of(const source *s, int64_t v) {
-    if (!s->plane) return (vec){0};
-    return channel(s->place ? gather(s->plane, s->place + v * LANES) : load(s->plane + v * LANES), s->part);
+    return s->plane ? channel(pixels(s->map, s->plane, v), s->part) : (vec){0};
 }
 
 INLINE vec taken(const map *m, const unit *memory, int64_t k, int64_t v) {

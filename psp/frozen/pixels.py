@@ -104,7 +104,8 @@ class Pixels(Way):
         steps = value.step[0] * stride[0], value.step[1] * stride[1]
         sizes = layout.plane, layout.pitch, source.height, source.width, *steps
         index, place = self.pointer(value.index.int()), self.place(o, value, steps)
-        return structs.Planes(self.layouts.pixel(source), *sizes, index, place)
+        rows, row = self.rows(o, value, steps) if place and self.library.psp_steps() else (0, None)
+        return structs.Planes(self.layouts.pixel(source), *sizes, rows, index, place, row)
 
     def fastest(self, o, made):
         """The convolution by vectors or by tiles, their columns joined or not, or by tiles of whole taps.
@@ -197,6 +198,28 @@ class Pixels(Way):
             return (pixels(layout, o) * (row * steps[0] * source.pitch + column * steps[1])).int()
 
         return self.table((o.height, o.width, steps, source.pitch), make)
+
+    def rows(self, o, value, steps):
+        """(rows that a vector of outputs is of, at most; address of `map.row`), or (0, None): it has to be gathered."""
+        layout, source = self.layouts[o], self.layouts[value.source]
+        vectors = torch.arange(positions(layout)).view(-1, self.lanes)
+        row, real = vectors // layout.pitch, pixels(layout, o).view(-1, self.lanes)
+        first = torch.where(real, row, o.height).amin(1).clamp(max=o.height - 1)
+        count = int((torch.where(real, row, 0).amax(1) - first).max()) + 1
+        of = (first[:, None] + torch.arange(count)).clamp(max=o.height - 1)
+        begin = vectors[:, :1] * steps[1] + of * (steps[0] * source.pitch - layout.pitch * steps[1])
+        low, high = self.reach(o, value) if o.kind == CONV and value is o.reads[0] else (0, 0)
+        end = int(begin.max()) + self.lanes * steps[1] + high
+        if steps[1] not in (1, 2) or int(begin.min()) + low < -source.front or source.front + end > source.plane:
+            return 0, None
+        lanes = (((row[:, None] == of[..., None]) & real[:, None]).int() << torch.arange(self.lanes)).sum(2)
+        return count, self.pointer(torch.stack([begin, lanes], dim=2).int())
+
+    def reach(self, o, value):
+        """The least and the greatest distance of a tap from an output's position in the map that is read."""
+        pitch = self.layouts[value.source].pitch
+        ends = [[x * o.dilation[i] - o.before[i] for x in (0, o.kernel[i] - 1)] for i in (0, 1)]
+        return [value.step[0] * down * pitch + value.step[1] * right for down, right in zip(*ends, strict=True)]
 
     def table(self, key, make):
         if key not in self.tables:

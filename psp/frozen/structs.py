@@ -36,7 +36,7 @@ class Program(ctypes.Structure):
 class Planes(ctypes.Structure):
     """`map` of pixels.h."""
 
-    _fields_ = fields("begin plane pitch height width stride_h stride_w", "index place")
+    _fields_ = fields("begin plane pitch height width stride_h stride_w rows", "index place row")
 
 
 class PixelOperation(ctypes.Structure):

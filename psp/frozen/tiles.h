@@ -129,17 +129,23 @@ static void put_part(const operation *o, unit *memory, const vec *sums, const pa
 }
 
 /* Copy, or join in pairs, what no tile can be loaded from. */
-static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v, int64_t wide) {
-    if (o->direct) return;
+INLINE void pack_by(const int straight, const int joins, const operation *o, const unit *memory, unit *window, int64_t v,
+                    int64_t wide) {
     const map x = o->x;
+    const unit *from = memory + x.begin;
     const int64_t steps = o->steps;
     const int32_t *const offset = o->offset, *const order = o->order;
+#define AT(i) (straight ? load(from + offset[i] + v * LANES) : pixels(&x, from + offset[i], v))
     for (const int64_t end = v + wide; v < end; v++)
         for (int64_t j = 0; j < steps; j++, window += LANES)
-            if (order)
-                store(window, halves(at(&x, memory, offset[2 * j], v), at(&x, memory, offset[2 * j + 1], v), order[j]));
-            else
-                store(window, at(&x, memory, offset[j], v));
+            store(window, joins ? halves(AT(2 * j), AT(2 * j + 1), order[j]) : AT(j));
+}
+
+static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v, int64_t wide) {
+    if (o->direct) return;
+    if (!o->x.place && o->order) pack_by(1, 1, o, memory, window, v, wide);
+    else if (!o->x.place) pack_by(1, 0, o, memory, window, v, wide);
+    else pack_by(0, o->order != 0, o, memory, window, v, wide);
 }
 
 /* Vectors of a part: four where there is but one tile of outputs. */

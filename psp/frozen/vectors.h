@@ -11,7 +11,7 @@ enum { PARTS = 2 };
 typedef uint16_t element;
 
 /* Channel `part` of a vector of pairs, in float32. */
-static inline vec channel(vec x, int part) { return (vec)((bits)x << (part ? 0 : 16) & -1 << 16); }
+static inline vec channel(vec x, int part) { return (vec)((bits)x << (part ? 0 : 16) & ~0xffff); }
 static inline vec join(const vec *parts) {
     const __m512i order = (__m512i)((bits){16 << 16, 17 << 16 | 1, 18 << 16 | 2, 19 << 16 | 3, 20 << 16 | 4, 21 << 16 | 5,
                                            22 << 16 | 6, 23 << 16 | 7, 24 << 16 | 8, 25 << 16 | 9, 26 << 16 | 10,
@@ -45,6 +45,20 @@ static inline vec load(const void *from) {
     return x;
 }
 static inline void store(void *to, vec x) { memcpy(to, &x, sizeof x); }
+
+/* Every unit, or every second one, from `from` on; and of two vectors the second in these lanes, a bit for each. */
+#if defined(__AVX512F__)
+static inline vec in_steps(const unit *from, int64_t step) {
+    const __m512i even = (__m512i)(bits){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+    return step == 1 ? load(from) : (vec)_mm512_permutex2var_ps((__m512)load(from), even, (__m512)load(from + LANES));
+}
+static inline vec chosen(int32_t lanes, vec x, vec y) { return (vec)_mm512_mask_mov_ps((__m512)x, lanes, (__m512)y); }
+static inline int has_steps(void) { return 1; }
+#else
+static inline vec in_steps(const unit *from, int64_t step) { return (void)step, load(from); }
+static inline vec chosen(int32_t lanes, vec x, vec y) { return (void)lanes, (void)y, x; }
+static inline int has_steps(void) { return 0; }
+#endif
 
 /* Units at these distances. */
 static inline vec gather(const unit *from, const int32_t *place) {

@@ -66,6 +66,7 @@ def test_tiles_of_whole_taps_of_columns_and_of_pairs_of_columns(monkeypatch, kin
     assert all(o.tiled for o in convolutions)
     assert sum(bool(o.direct) for o in convolutions) == (4 if kind == "taps" else 0)
     assert any(o.order for o in convolutions) == (kind == "joined")
+    assert sum(o.x.rows > 0 for o in convolutions) == 2, "a longer step, and a smaller map, without gathering"
     reference = error(net, copy.deepcopy(net).bfloat16()(x).detach(), x)
     assert 0 < error(net, frozen.run(way, x), x) < 1.5 * reference
 
