@@ -174,10 +174,10 @@ def test_the_fastest_way_is_taken():
 def test_lanes_over_images_take_as_long_for_one_image_as_for_all():
     lanes, pixels = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8)).ways
     assert lanes.rounds(1, 2) == lanes.rounds(2 * lanes.lanes, 2) == 1
-    assert pixels.rounds(64, 2) == 32
+    assert pixels.rounds(64, 2) == 32 / pixels.example
     for share, rounds in ((0.6, 0.6), (2.0, 1)):  # images left over are shared only where that is faster
         pixels.shares[2] = share
-        assert (pixels.rounds(1, 2), pixels.rounds(5, 2)) == (rounds, 2 + rounds)
+        assert [pixels.rounds(n, 2) * pixels.example for n in (1, 5)] == [rounds, 2 + rounds]
     assert 0 < pixels.share(3) < 100
 
 
