@@ -191,9 +191,8 @@ def spent(frozen, image):
     way = frozen.way(1)
     program, whole = way.program, seconds(lambda: frozen(image), TRIES)
     by_kind = {True: 0.0, False: 0.0}
-    operations = list((PixelOperation * program.operations).from_address(program.operation))
-    for operation, taken in zip(operations, way.times(operations), strict=True):
-        by_kind[operation.kind == CONV] += taken / TIMES
+    for operation in (PixelOperation * program.operations).from_address(program.operation):
+        by_kind[operation.kind == CONV] += way.times([operation])[0] / TIMES
     program.operations = 0
     return by_kind[True], by_kind[False], seconds(lambda: frozen(image), TRIES), whole
 

@@ -19,7 +19,7 @@ class Columns(NamedTuple):
 
 def in_units(o, parts):
     """The `Columns` of a convolution that are needed."""
-    planes, units = -(-o.reads[0].source.channels // parts), units_of(o, parts)
+    planes, units = planes_of(o, parts), units_of(o, parts)
     wanted = units.unique()
     return Columns(wanted % planes, wanted // planes, placed(o, parts, torch.searchsorted(wanted, units), len(wanted)))
 
@@ -29,7 +29,7 @@ def in_taps(o, parts):
 
     A tap's last tile ends with its last plane: where it overlaps the one before, its weights are zero.
     """
-    planes, units = -(-o.reads[0].source.channels // parts), units_of(o, parts)
+    planes, units = planes_of(o, parts), units_of(o, parts)
     rows, taps = rows_of(planes), o.taps.unique()
     tiles = -(-planes // rows)
     begins = (torch.arange(tiles) * rows).clamp(max=planes - rows)
@@ -43,7 +43,12 @@ def in_taps(o, parts):
 
 def units_of(o, parts):
     """Of each column its unit: its tap's planes come one after the other."""
-    return o.taps * -(-o.reads[0].source.channels // parts) + o.columns // parts
+    return o.taps * planes_of(o, parts) + o.columns // parts
+
+
+def planes_of(o, parts):
+    """Planes of the map that a convolution reads."""
+    return -(-o.reads[0].source.channels // parts)
 
 
 def placed(o, parts, place, count):

@@ -28,7 +28,7 @@ def freeze(network, images):
 
     Lanes of a vector register are images, or neighbouring pixels of one; with AMX, bfloat16 is multiplied by the matrix
     unit. Each way that this processor has is measured once, on one thread, and a call takes the one that is fastest
-    for its batch: `way(n)` says which. Images of bfloat16 are computed in float32 where that is faster, or where the
+    for its batch: `way(n)` says which. Whether threads share an image is measured when there is first one to share. Images of bfloat16 are computed in float32 where that is faster, or where the
     processor has no products of bfloat16 (AVX512-BF16).
 
     Args:
@@ -56,7 +56,7 @@ class Frozen:
             raise KernelError(f"freeze is for images N×C×H×W on the CPU in float32 or bfloat16, not for {given}")
         plan = Planner(prepared(network, self.shape), *self.shape)
         self.flat = plan.result.flat
-        self.lock, self.chosen = threading.Lock(), {}  # the lock is of the ways' programs and memory
+        self.lock, self.chosen = threading.Lock(), {}  # the lock: of what was chosen, and of the ways
         self.ways = [make(plan, self.shape, dtype) for make, dtype in available(self.dtype)]
         self.seconds = dict(zip(self.ways, shortest(list(map(self.example, self.ways))), strict=True))
 

@@ -8,7 +8,7 @@ enum { BLOCK = 3 };
 /* A map as an operation reads it, in units: pixel (0, 0) of its first plane, and the distances between planes, rows. */
 typedef struct {
     int64_t begin, plane, pitch, height, width, stride_h, stride_w;
-    int64_t rows;         /* that a vector of outputs is of, at most; 0 where it has to be gathered */
+    int64_t rows;         /* of pixels that are in one vector of outputs, at most; 0: vectors have to be gathered */
     const int32_t *index; /* of every output channel its channel here, or −1 */
     const int32_t *place; /* of every output position its distance here; NULL where they are the same */
     const int32_t *row;   /* of every vector and each of its rows: the distance of its first lane, were all of that row, */
@@ -37,7 +37,7 @@ INLINE vec pixels(const map *m, const unit *from, int64_t v) {
     if (!m->rows) return gather(from, m->place + v * LANES);
     const int32_t *row = m->row + 2 * v * m->rows;
     vec x = in_steps(from + row[0], m->stride_w);
-    for (int64_t i = 1; i < m->rows; i++) x = chosen(row[2 * i + 1], x, in_steps(from + row[2 * i], m->stride_w));
+    for (int64_t i = 1; i < m->rows; i++) x = blend(row[2 * i + 1], x, in_steps(from + row[2 * i], m->stride_w));
     return x;
 }
 

@@ -20,7 +20,8 @@ from psp.native import load
 SOURCE = Path(__file__).with_name("pixels.c")
 NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registers", "tiles", "vectors")
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
-# Vectors of pixels that are packed of each column: BLOCK of pixels.h, or for tiles twice four, of pairs of columns.
+# Vectors of pixels that are packed of each column: BLOCK of pixels.h; or for tiles twice four of each pair of columns,
+# and what fills their last tile up.
 WINDOW = 5
 JOINED = 0.9  # of the halves of units: where more are needed, joining them cannot pay
 TIMES = 4  # that an operation is computed when it is measured
@@ -121,9 +122,9 @@ class Pixels(Way):
             if pays:
                 ways.append(self.by_tiles(o, made, *joined(o)))
         times = self.times(ways) if len(ways) > 1 else [0]
-        chosen = ways[times.index(min(times))]
-        self.tiled += chosen.tiled
-        return chosen
+        best = ways[times.index(min(times))]
+        self.tiled += best.tiled
+        return best
 
     def by_vectors(self, o, made):
         made = structs.PixelOperation.from_buffer_copy(made)
@@ -146,7 +147,7 @@ class Pixels(Way):
         made = structs.PixelOperation.from_buffer_copy(made)
         units = columns.weight.shape[1]
         made.deep = rows_of(units)
-        fill = -units % made.deep
+        fill = rounded(units, made.deep) - units
         # Filled up, where weights are zero, with offsets there are: what is read must be a number.
         offsets = self.offsets(o, columns)
         offsets = torch.cat([offsets, offsets[-len(offsets) // units :].repeat(fill)])
@@ -155,14 +156,14 @@ class Pixels(Way):
         return self.tiled_by(o, made, offsets, columns.weight)
 
     def by_taps(self, o, made):
-        """By tiles of whole taps, from the map itself unless a step is longer than one."""
+        """By tiles of whole taps, from the map itself where positions in it are those of the output."""
         made = structs.PixelOperation.from_buffer_copy(made)
         columns, made.deep = in_taps(o, self.parts)
         made.direct = 0 if made.x.place else 4 * self.layouts[o.reads[0].source].plane
         return self.tiled_by(o, made, self.offsets(o, columns), columns.weight)
 
     def tiled_by(self, o, made, offsets, weight):
-        made.tiled, made.steps, made.offset = 1, -(-weight.shape[1] // made.deep) * made.deep, self.pointer(offsets)
+        made.tiled, made.steps, made.offset = 1, rounded(weight.shape[1], made.deep), self.pointer(offsets)
         made.high = rounded(rows_of(o.channels), self.parts)
         made.tile = self.pointer(in_tiles(weight, made.high, made.deep))
         made.start = self.pointer(F.pad(o.bias.float(), (0, -o.channels % made.high))[:, None].expand(-1, ALIGNED))
@@ -209,6 +210,7 @@ class Pixels(Way):
         of = (first[:, None] + torch.arange(count)).clamp(max=o.height - 1)
         begin = vectors[:, :1] * steps[1] + of * (steps[0] * source.pitch - layout.pitch * steps[1])
         low, high = self.reach(o, value) if o.kind == CONV and value is o.reads[0] else (0, 0)
+        begin = begin * real.any(1, keepdim=True)  # what vectors without a pixel read is no matter
         end = int(begin.max()) + self.lanes * steps[1] + high
         if steps[1] not in (1, 2) or int(begin.min()) + low < -source.front or source.front + end > source.plane:
             return 0, None

@@ -14,6 +14,9 @@ enum { ROWS = 16, PERMISSION = 0x1023, TILE_DATA = 18 }; /* ARCH_REQ_XCOMP_PERM 
 /* Compiled whatever this processor has, and called where `has_tiles` says so. */
 #define TILES __attribute__((target("amx-tile,amx-bf16")))
 
+/* What was written is in memory: GCC 12 does not know that loading a tile, or its shape, reads memory. */
+#define WRITTEN __asm__ volatile("" ::: "memory")
+
 /* Whether there are tiles, which a process has to ask for. */
 static int has_tiles(void) {
     unsigned a, b, c, d;
@@ -28,6 +31,7 @@ TILES static void begin_tiles(int64_t high, int64_t deep) {
         shape.bytes[i] = 4 * (i == 4 || i == 5 ? deep : LANES);
         shape.rows[i] = i > 5 ? deep : high;
     }
+    WRITTEN;
     _tile_loadconfig(&shape);
 }
 TILES static void end_tiles(void) { _tile_release(); }
@@ -86,15 +90,15 @@ TILES static void store_sums(const part *a, vec *sums) {
 }
 
 /* What is added to sums: nothing, any channels of another map, or channel k of it to output k. */
-enum { ADD_NOTHING, ADD_CHANNELS, ADD_SAME };
+enum { ADD_NOTHING, ADD_CHANNELS, ADD_SAME }; /* the last for whole pairs: the spare half of one is zero */
 
 static int what_is_added(const operation *o) {
-    int same = !o->other.place;
+    int same = !o->other.place && o->channels % PARTS == 0;
     for (int64_t k = 0; o->other.index && k < o->channels; k++) same &= o->other.index[k] == k;
     return !o->other.index ? ADD_NOTHING : same ? ADD_SAME : ADD_CHANNELS;
 }
 
-/* Outputs from `first` on of one tile of sums; what is done to them are constants. */
+/* Outputs from `first` on of one tile of sums; what is done to them are constants where they are usual. */
 INLINE void put_tile(const operation *o, unit *memory, const vec *sums, int64_t first, int64_t v, const int added,
                      const int64_t activation) {
     const int64_t plane = o->plane, left = o->channels - first, count = left < o->high ? left : o->high;
@@ -139,6 +143,7 @@ INLINE void pack_by(const int straight, const int joins, const operation *o, con
     for (const int64_t end = v + wide; v < end; v++)
         for (int64_t j = 0; j < steps; j++, window += LANES)
             store(window, joins ? halves(AT(2 * j), AT(2 * j + 1), order[j]) : AT(j));
+#undef AT
 }
 
 static void pack_tiles(const operation *o, const unit *memory, unit *window, int64_t v, int64_t wide) {
@@ -164,7 +169,8 @@ TILES static void conv_tiles(const operation *o, unit *memory, unit *window, int
     pack_tiles(o, memory, window, begin, wide);
     for (int64_t v = begin, ahead; v < end; v += wide, wide = ahead) {
         ahead = width(o, end - v - wide);
-        for (int64_t first = 0; first < o->channels; first += o->high + before.down) {
+        for (int64_t first = 0; first < o->channels; first += o->high + before.down) { /* `before` is this part by then */
+            WRITTEN;
             const part now = {v, first, first + o->high < o->channels ? o->high : 0, wide - 2};
             multiply_part(o, memory, window, &now);
             if (!first) pack_tiles(o, memory, next, v + wide, ahead);

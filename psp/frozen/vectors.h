@@ -52,11 +52,11 @@ static inline vec in_steps(const unit *from, int64_t step) {
     const __m512i even = (__m512i)(bits){0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
     return step == 1 ? load(from) : (vec)_mm512_permutex2var_ps((__m512)load(from), even, (__m512)load(from + LANES));
 }
-static inline vec chosen(int32_t lanes, vec x, vec y) { return (vec)_mm512_mask_mov_ps((__m512)x, lanes, (__m512)y); }
+static inline vec blend(int32_t lanes, vec x, vec y) { return (vec)_mm512_mask_mov_ps((__m512)x, lanes, (__m512)y); }
 static inline int has_steps(void) { return 1; }
 #else
 static inline vec in_steps(const unit *from, int64_t step) { return (void)step, load(from); }
-static inline vec chosen(int32_t lanes, vec x, vec y) { return (void)lanes, (void)y, x; }
+static inline vec blend(int32_t lanes, vec x, vec y) { return (void)lanes, (void)y, x; }
 static inline int has_steps(void) { return 0; }
 #endif
 

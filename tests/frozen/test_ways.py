@@ -91,6 +91,40 @@ class Tiled(nn.Module):
         return self.sixth(self.fifth(y) + x[:, 5:25])
 
 
+@needs_tiles
+@pytest.mark.parametrize("side", [4, 5, 12, 16, 28, 32, 56])
+def test_strided_maps_are_read_by_rows(side):
+    """Of whatever size, though the last vectors are of no pixel."""
+    net, x = nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1), nn.Conv2d(4, 5, 3, 1, 1)), torch.randn(2, 2, side, side)
+    for dtype in (torch.float32, torch.bfloat16):
+        frozen = psp.freeze(net.eval(), x.to(dtype))
+        for way in (way for way in frozen.ways if isinstance(way, Pixels)):
+            assert operations(way)[0].x.rows > 0
+            bound = 1e-5 if dtype == torch.float32 else 0.02
+            assert error(net, frozen.run(way, x.to(dtype)), x.to(dtype)) < bound
+
+
+@needs_tiles
+def test_what_is_added_to_an_odd_channel_does_not_leak_into_the_next(monkeypatch):
+    """An infinite value of a channel that nobody reads stays where it is."""
+    forced(monkeypatch, lambda operations: costs_but_for("units", operations))
+    x = torch.randn(1, 10, 6, 6).bfloat16()
+    x[0, 9, 2, 2] = torch.inf
+    net = Sliced().eval()
+    frozen = psp.freeze(net, x)
+    assert frozen.run(of_kind(frozen, "matrix unit, bfloat16"), x).isfinite().all()
+
+
+class Sliced(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(10, 9, 1), nn.Conv2d(9, 4, 3, padding=1)
+        self.first.weight.data[:, 8:] = 0
+
+    def forward(self, x):
+        return self.second(self.first(x) + x[:, :9])
+
+
 @needs_pairs
 @pytest.mark.parametrize("side", [1, 4, 19])
 @pytest.mark.parametrize(("sparsity", "odd"), [(0.3, True), (0.9, True), (0.9, False)])
