@@ -28,8 +28,9 @@ def freeze(network, images):
 
     Lanes of a vector register are images, or neighbouring pixels of one; with AMX, bfloat16 is multiplied by the matrix
     unit. Each way that this processor has is measured once, on one thread, and a call takes the one that is fastest
-    for its batch: `way(n)` says which. Whether threads share an image is measured when there is first one to share. Images of bfloat16 are computed in float32 where that is faster, or where the
-    processor has no products of bfloat16 (AVX512-BF16).
+    for its batch: `way(n)` says which. Whether threads share an image is measured when there first is one to share.
+    Images of bfloat16 are computed in float32 where that is faster, or where the processor has no products of bfloat16
+    (AVX512-BF16).
 
     Args:
         network: of `psp.extract`, `psp.extract.fold_batchnorm` or of your own, in evaluation mode: of the modules and
