@@ -215,7 +215,25 @@ def test_lanes_over_images_take_as_long_for_one_image_as_for_all():
     for share, rounds in ((0.6, 0.6), (2.0, 1)):  # images left over are shared only where that is faster
         pixels.shares[2] = share
         assert [pixels.rounds(n, 2) * pixels.example for n in (1, 5)] == [rounds, 2 + rounds]
-    assert 0 < pixels.share(3) < 100
+
+
+def test_what_sharing_gains_is_measured_once(monkeypatch):
+    pixels = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8)).ways[1]
+    alone, launched = [], pixels.launch
+
+    def shortest(calls):
+        for call in calls:
+            call()
+        return 2.0, 3.0
+
+    def launch(x, y, threads, n):
+        alone.append((len(x), threads, n))
+        launched(x, y, threads, n)
+
+    monkeypatch.setattr(psp.frozen.pixels, "shortest", shortest)
+    monkeypatch.setattr(pixels, "launch", launch)
+    assert pixels.share(3) == pixels.share(3) == 1.5
+    assert alone == [(1, 3, 1), (1, 3, 0)]
 
 
 def test_maps_that_live_at_once_do_not_overlap():
