@@ -21,12 +21,19 @@ from psp.data.sets import load
 from psp.files import write_json
 from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
+from psp.timing.networks import lively
 from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic
 from psp.training.train import chosen, make_optimizer, one_epoch, start, steps_per_epoch
 
 STEPS = 400  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
 MOST = 0.95  # of the channels of one layer
+# What a layer knows of the shape of its weights.
+SIZES = {
+    nn.Conv2d: ("out_channels", "in_channels"),
+    nn.Linear: ("out_features", "in_features"),
+    nn.BatchNorm2d: ("num_features",),
+}
 # Network slimming (Liu et al. 2017): decay by sign on the scales of batch normalization, which rank the channels. Group
 # norm (DepGraph, Fang et al. 2023): decay on weights that grows as a group's norm falls, by which groups are ranked.
 PRUNERS = {
@@ -58,7 +65,7 @@ def remove(pruner, model, image, reduction):
 
 
 def train(config, pruner_name, regularization, reduction, checkpoints):
-    """Train and prune one network; returns its record, a JSON-ready dict, with the widths that are left."""
+    """Train and prune one network; returns its record, a JSON-ready dict, with the shapes that are left."""
     device = torch.device("cpu")
     data = load(config.dataset)
     training, validation = data.hold_out(config.holdout)
@@ -81,7 +88,6 @@ def train(config, pruner_name, regularization, reduction, checkpoints):
                 one_epoch(state, training, validation, data, config, bar)
         errors = errors_pct(state.model, data.test, data, config)
     after = psp.cost(state.model, image)
-    convolutions = [(name, m) for name, m in state.model.named_modules() if isinstance(m, nn.Conv2d)]
     return {
         "pruner": pruner_name,
         "regularization": regularization,
@@ -91,10 +97,25 @@ def train(config, pruner_name, regularization, reduction, checkpoints):
         "test_error_pct": errors.top1,
         "mac_reduction": before.macs / after.macs,
         "parameters": after.params,
-        "widths": {name: [m.in_channels, m.out_channels] for name, m in convolutions},
+        "shapes": {name: list(values.shape) for name, values in state.model.state_dict().items()},
         "curve": state.curve,
         "provenance": {**origin, "step": state.choice, "torch_pruning": torch_pruning.__version__},
     }
+
+
+def narrowed(record):
+    """A network of the shapes in a record of `train`, of random numbers, in evaluation mode: as fast as the trained."""
+    model = psp.create_model(record["config"]["model"], record["shapes"]["fc.bias"][0])
+    for name, shape in record["shapes"].items():
+        owner, _, key = name.rpartition(".")
+        module = model.get_submodule(owner)
+        if shape:  # not the count of batches
+            values = torch.randn(shape)
+            setattr(module, key, nn.Parameter(values) if key in module._parameters else values)
+    for module in model.modules():
+        for axis, size in enumerate(SIZES.get(type(module), ())):
+            setattr(module, size, module.weight.shape[axis])
+    return lively(model)
 
 
 def main():

@@ -1,6 +1,7 @@
 """The pruners that PSP is compared with: channels go until the costs are what was asked for, the weakest first."""
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,8 @@ from torch import nn
 
 import psp
 
-spec = importlib.util.spec_from_file_location("peers", Path(__file__).parents[1] / "benchmarks" / "peers.py")
-peers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(peers)
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+peers, peers_time = map(importlib.import_module, ("peers", "peers_time"))
 
 
 @pytest.mark.parametrize("name", peers.PRUNERS)
@@ -42,3 +42,22 @@ def test_a_pruner_adds_its_decay_to_the_gradients(name):
     changed = [n for (n, p), grad in zip(net.named_parameters(), before, strict=True) if not torch.equal(p.grad, grad)]
     assert {n for n in changed if "bn" in n and n.endswith("weight")}
     assert any("conv" in n for n in changed) is (name == "group_norm")
+
+
+def test_what_a_pruner_left_is_made_again_from_its_shapes():
+    torch.manual_seed(0)
+    net, image = psp.create_model("resnet20", 100).eval(), torch.randn(2, 3, 32, 32)
+    peers.remove(peers.make_pruner("group_norm", net, image[:1], 1e-4), net, image[:1], 4)
+    shapes = {name: list(values.shape) for name, values in net.state_dict().items()}
+    again = peers.narrowed({"config": {"model": "resnet20"}, "shapes": shapes})
+    assert psp.cost(again, image) == psp.cost(net, image)
+    assert str(again) == str(net)  # which says the sizes that layers know of
+    again.load_state_dict(net.state_dict())
+    assert torch.equal(again(image), net(image))
+
+
+def test_all_networks_are_timed_at_all_batch_sizes():
+    networks = {name: nn.Conv2d(3, width, 3).eval() for name, width in (("wide", 8), ("narrow", 2))}
+    record = peers_time.timed(networks, {"backends": ["eager"], "precisions": ["float32"]}, batches=(1, 2))
+    assert {(t["network"], t["batch"]) for t in record["timings"]} == {(n, b) for n in networks for b in (1, 2)}
+    assert record["cost"]["wide"]["macs"] == 4 * record["cost"]["narrow"]["macs"] == 8 * 27 * 30 * 30

@@ -1,0 +1,91 @@
+"""Pruners under one budget: their errors at equal cost, as a function of run records and of records of peers.
+
+Records of peers are those of benchmarks/peers.py, which removes channels until the multiply-accumulates are down by the
+factor asked for. PSP's sparsity follows from λ, so that its error at that factor is interpolated, within a seed, over
+the logarithm of the factor between its runs; the ℓ1 norm's as well.
+"""
+
+import numpy as np
+import pandas as pd
+
+from psp.report.claims import half_width
+from psp.report.tables import SERIES
+
+DENSE = "none (dense)"
+PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
+
+
+def run_row(record, cost, dense):
+    """A row for `at_equal_cost` from a run record; `cost` is what `psp.cost` says of what is left, `dense` of all."""
+    config = record["config"]
+    method = DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {config['structure']}"
+    reduction = 1.0 if method == DENSE else dense.macs / cost.macs
+    return _row(method, record, reduction, cost.params)
+
+
+def peer_row(record):
+    """A row for `at_equal_cost` from a record of a peer."""
+    return _row(PRUNERS[record["pruner"]], record, record["mac_reduction"], record["parameters"])
+
+
+def _row(method, record, reduction, parameters):
+    return {
+        "method": method,
+        "seed": record["config"]["seed"],
+        "mac_reduction": reduction,
+        "parameters": parameters,
+        "test_error_pct": record["test_error_pct"],
+    }
+
+
+def at_equal_cost(rows, reductions):
+    """One row for each method, seed and reduction of MACs: error, points above the dense network's, parameters.
+
+    `rows` are a table of `run_row` and `peer_row`. All of it is interpolated over the logarithm of `mac_reduction`
+    between the runs of a method and seed, the dense one among them; a method whose runs of a seed do not reach a
+    reduction has no row of that seed there.
+    """
+    dense = rows[rows["method"] == DENSE]
+    found = []
+    for (method, seed), own in rows[rows["method"] != DENSE].groupby(["method", "seed"], sort=False):
+        base = dense[dense["seed"] == seed]
+        curve = pd.concat([base, own]).sort_values("mac_reduction")
+        for reduction in reductions:
+            if len(base) and reduction <= curve["mac_reduction"].max():
+                error, parameters = (_at(curve, column, reduction) for column in ("test_error_pct", "parameters"))
+                above = error - base["test_error_pct"].item()
+                found.append((method, seed, reduction, error, above, parameters))
+    columns = ["method", "seed", "mac_reduction", "test_error_pct", "above_dense", "parameters"]
+    return pd.DataFrame(found, columns=columns)
+
+
+def _at(curve, column, reduction):
+    return float(np.interp(np.log(reduction), np.log(curve["mac_reduction"]), curve[column]))
+
+
+def peers_table(equal):
+    """Means over seeds of `at_equal_cost`'s rows, the best method of each reduction first."""
+    table = equal.groupby(["mac_reduction", "method"], as_index=False).agg(
+        seeds=("seed", "nunique"),
+        test_error_pct=("test_error_pct", "mean"),
+        above_dense=("above_dense", "mean"),
+        above_dense_sd=("above_dense", "std"),
+        parameters=("parameters", "mean"),
+    )
+    return table.sort_values(["mac_reduction", "above_dense"], ignore_index=True)
+
+
+def differences(equal, ours):
+    """Points by which `ours`, a method, is below each other one at equal cost: mean over common seeds and ± of 95 %.
+
+    The interval is Student's t; with one common seed there is none, and it is missing.
+    """
+    errors = equal.pivot(index=["mac_reduction", "seed"], columns="method", values="test_error_pct")
+    rows = []
+    for reduction, table in errors.groupby("mac_reduction"):
+        for other in table.columns.drop(ours):
+            margins = (table[other] - table[ours]).dropna().to_numpy()
+            if len(margins):
+                half = half_width(margins) if len(margins) > 1 else np.nan
+                rows.append((reduction, other, len(margins), margins.mean(), half))
+    return pd.DataFrame(rows, columns=["mac_reduction", "other", "seeds", "below_by", "half_width"])
