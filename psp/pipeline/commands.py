@@ -30,6 +30,7 @@ FIGURES = {
     "timing_tables": "timing",
     "network_table": "table_networks",
 }
+BEFORE_ALL = ("figure_2", "figure_3")  # that can be drawn of some runs
 
 
 def stage_list(profile):
@@ -81,12 +82,17 @@ def keep_other_machine(earlier, record, path):
         write_json(earlier, path.parent / "machines" / f"{name}.json")
 
 
-def figure(profile, name):
+def figure(profile, name, so_far=False):
     """Draw a figure and write its tables, through the notebook that shows them.
 
     Of the tables of networks, what is known of the paper's is said as well.
     """
-    execute(FIGURES[name], profile.notebook_path(name), {"profile": profile.name, "output": str(profile.results)})
+    parameters = {"profile": profile.name, "output": str(profile.results)}
+    if so_far:
+        if name not in BEFORE_ALL:
+            raise errors.ConfigError(f"--so-far is for {' and '.join(BEFORE_ALL)}; {name} needs all runs")
+        parameters["so_far"] = True
+    execute(FIGURES[name], profile.notebook_path(name), parameters)
     said = f"{name}: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
     if name == "network_table" and not paper_values().empty:
         said += "\n\n" + (profile.results / "tables" / "networks_paper.md").read_text(encoding="utf-8")
@@ -103,6 +109,7 @@ def main(arguments=None):
         stage.add_argument("profile")
         stage.set_defaults(function=function)
     stages.choices["figure"].add_argument("name", choices=FIGURES)
+    stages.choices["figure"].add_argument("--so-far", action="store_true", help="of the runs that have a record")
     stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")
     stages.choices["data"].add_argument("datasets", metavar="set", nargs="*")
     for name in ("train", "sweep"):

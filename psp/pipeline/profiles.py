@@ -28,11 +28,12 @@ CHECKPOINTS = ROOT / "checkpoints"
 
 @dataclass(frozen=True)
 class Profile:
-    """A named set of runs, what of them is timed, and where the results lie."""
+    """A named set of runs, what of them is timed, and where the results lie; `planned` counts the runs of all of it."""
 
     name: str
     runs: dict
     timing: TimingConfig | None = None
+    planned: int | None = None
 
     @property
     def results(self):
@@ -62,6 +63,13 @@ class Profile:
             self, runs={n: c for n, c in self.runs.items() if all(getattr(c, k) == v for k, v in settings.items())}
         )
 
+    def so_far(self):
+        """The profile with just those runs that have a record. Raises ConfigError where none has."""
+        runs = {run: config for run, config in self.runs.items() if self.record_path(run).is_file()}
+        if not runs:
+            raise ConfigError(f"no run of profile {self.name!r} has a record yet; `make repro` trains them")
+        return replace(self, runs=runs, planned=len(self.runs))
+
     def config(self, run):
         """The RunConfig of a run. Raises ConfigError, naming the known runs, for an unknown one."""
         if run not in self.runs:
@@ -71,14 +79,15 @@ class Profile:
     def title(self):
         """What every figure and table says on its face: profile, network, data, schedule, seeds.
 
-        "up to" so many seeds, where not all settings have as many.
+        "up to" so many seeds, where not all settings have as many; and how many of its runs there are, `so_far`.
         """
         shared = {key: sorted({getattr(c, key) for c in self.runs.values()}) for key in ("model", "dataset", "epochs")}
         shared["dataset"] = [DATA_TITLES.get(name, name) for name in shared["dataset"]]
         model, dataset, epochs = (" / ".join(map(str, values)) for values in shared.values())
         counts = Counter(replace(config, seed=0) for config in self.runs.values()).values()
         seeds = f"{'up to ' * (min(counts) < max(counts))}{max(counts)} seed{'s' * (max(counts) > 1)}"
-        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds}"
+        of_all = f", {len(self.runs)} of {self.planned} runs so far" * (self.planned is not None)
+        return f"{self.name} profile: {model}, {dataset}, {epochs} epochs, {seeds}{of_all}"
 
 
 def profile_path(name):

@@ -247,6 +247,17 @@ def test_a_title_says_up_to_how_many_seeds_a_setting_has():
     assert Profile("small", runs, None).title().endswith(", up to 2 seeds")
 
 
+def test_runs_with_a_record_can_be_shown_before_all_have_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
+    long = Profile("long", {f"dense-s{seed}": RunConfig(seed=seed) for seed in (0, 1)})
+    with pytest.raises(ConfigError, match="no run of profile 'long' has a record yet"):
+        long.so_far()
+    long.record_path("dense-s1").parent.mkdir(parents=True)
+    long.record_path("dense-s1").touch()
+    assert list(long.so_far().runs) == ["dense-s1"]
+    assert long.so_far().title().endswith(", 1 seed, 1 of 2 runs so far")
+
+
 def test_tables_are_written_in_full_and_for_reading(tmp_path):
     table = pd.DataFrame({"network": ["a"], "error": [7.123456], "spread": [float("nan")]})
     text = write_table(table, tmp_path / "t" / "x", "# Title", {"error": "{:.2f}"})
