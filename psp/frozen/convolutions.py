@@ -77,11 +77,16 @@ def grouped(plan, x, layer, around):
 
 
 def transposed(plan, x, module):
-    """A transposed convolution of stride s: one of stride 1 that makes s·s channels of each, one for each place that an
-    output pixel can have between two input pixels, and a shuffle of these channels into pixels.
+    require(module.groups == 1 and module.padding_mode == "zeros")
+    return interleaved(plan, x, module, module.weight)
+
+
+def interleaved(plan, x, module, weight):
+    """A transposed convolution of stride s, with this weight, C×K×R×S: one of stride 1 that makes s·s channels of each,
+    one for each place that an output pixel can have between two input pixels, and a shuffle of these into pixels.
     """
-    require(module.groups == 1 and pair(module.dilation) == (1, 1) and module.padding_mode == "zeros")
-    stride, weight, around = module.stride, module.weight.detach(), []
+    require(pair(module.dilation) == (1, 1))
+    stride, weight, around = module.stride, weight.detach(), []
     size = [
         (x.size[i] - 1) * stride[i] - 2 * module.padding[i] + module.kernel_size[i] + module.output_padding[i]
         for i in (0, 1)

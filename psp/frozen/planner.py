@@ -12,6 +12,7 @@ from psp.errors import KernelError
 from psp.extraction.graph import describe
 from psp.frozen.rules import CHANNELS_LAST, FLAT, FUNCTIONS, MODULES, rule_of
 from psp.frozen.values import COMBINE, Operation, Value, require
+from psp.kernels.spread import kind_of
 
 
 class Planner(fx.Interpreter):
@@ -36,7 +37,9 @@ class Planner(fx.Interpreter):
 
     def call_module(self, target, args, kwargs):
         module = self.fetch_attr(target)
-        return self.apply(MODULES[type(module)], *args, module)
+        if not has_value(args, kwargs):  # a weight that is stored without its zeros
+            return module(*args, **kwargs)
+        return self.apply(MODULES[kind_of(module)], *args, module)
 
     def call_function(self, target, args, kwargs):
         found = has_value(args, kwargs)

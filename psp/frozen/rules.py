@@ -11,6 +11,7 @@ from psp.extraction.rewrite import SelectChannels
 from psp.frozen import convolutions, pointwise, sampling
 from psp.frozen.values import HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SILU
 from psp.kernels.columns import ColumnSparseConv2d
+from psp.kernels.transposed import ColumnSparseConvTranspose2d
 
 # Of activations without arguments: (module, functions and methods).
 ACTIVATIONS = {
@@ -28,6 +29,7 @@ MODULES = {
     **dict.fromkeys((nn.Conv2d, ColumnSparseConv2d), convolutions.convolution),
     nn.Sequential: convolutions.padded_convolution,
     nn.ConvTranspose2d: convolutions.transposed,
+    ColumnSparseConvTranspose2d: lambda plan, x, m: convolutions.interleaved(plan, x, m, m.dense()),
     nn.Linear: lambda plan, x, m: convolutions.linear(plan, x, m.weight, m.bias),
     nn.BatchNorm2d: lambda plan, x, m: pointwise.batch_norm(
         plan, x, m.running_mean, m.running_var, m.weight, m.bias, eps=m.eps

@@ -57,7 +57,7 @@ class Spread:
         return self.outputs_first().transpose(0, 1) if _transposed(self) else self.outputs_first()
 
     def __reduce_ex__(self, protocol):  # its class is made at run time, and pickle could not find it
-        return _rebuild, (type(self).__bases__[1], vars(self))
+        return _rebuild, (kind_of(self), vars(self))
 
     def placed(self, out, axis):
         """`out`, of the nonzero rows, among the channels of `axis`, a negative number, that are constant."""
@@ -89,7 +89,7 @@ class SpreadConvolution(Spread):
     """`Spread` before a convolution of one group."""
 
     def forward(self, x):
-        convolve = CONVOLUTIONS[type(self).__bases__[1]]
+        convolve = CONVOLUTIONS[kind_of(self)]
         axis = -1 - len(self.kernel_size)  # counted from behind: there may be no axis of the batch
         settings = self.stride, self.padding, self.dilation
         return self.placed(convolve(self.inputs(x, axis), self.outputs_first.box(), self.biases(), *settings), axis)
@@ -104,6 +104,11 @@ def spread(layer):
     twin._modules = {**layer._modules, "outputs_first": SpreadWeight(outputs_first(layer))}
     del twin._parameters["weight"]
     return twin
+
+
+def kind_of(layer):
+    """The class of a layer; of one that was `spread`, the one it had before."""
+    return type(layer).__bases__[1] if isinstance(layer, Spread) else type(layer)
 
 
 def outputs_first(layer):

@@ -45,6 +45,13 @@ class ColumnSparseConvTranspose2d(nn.Module):
         )
         return out if self.bias is None else out + self.bias.view(-1, 1, 1)
 
+    def dense(self):
+        """The weight C×K×R×S that nn.ConvTranspose2d would have."""
+        taps = torch.arange(len(self.by_tap)).repeat_interleave(torch.tensor(self.by_tap))
+        weight = self.weight.new_zeros(self.in_channels, len(self.by_tap), self.out_channels)
+        weight = weight.index_put((self.channels, taps.to(weight.device)), self.weight.t())
+        return weight.transpose(1, 2).unflatten(2, self.kernel_size)
+
     def size(self, size):
         """Height and width of the output."""
         settings = zip(

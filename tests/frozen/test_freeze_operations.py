@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MOBILE, network, prune
 from test_freeze import ACTIVATIONS, BATCHES, PADS, PAIRS, alone, error, freeze, needs_bfloat16, pytestmark  # noqa: F401
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import psp
+from psp.kernels.spread import Spread, SpreadWeight, spread
+from psp.kernels.transposed import ColumnSparseConvTranspose2d
 
 
 @settings(deadline=None, max_examples=40)
@@ -40,6 +42,51 @@ def test_transposed_convolutions(n, c, k, stride, padding, kernel, more, bias, s
     layer = nn.ConvTranspose2d(c, k, kernel, stride, padding, more, bias=bias)
     x = torch.randn(n, c, 9, 8)
     assert error(layer, freeze(alone(layer, *x.shape[1:]), x), x) < 1e-5
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    n=st.sampled_from(BATCHES), c=st.integers(1, 5), k=st.integers(1, 5), stride=PAIRS, padding=PADS,
+    kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)), share=st.sampled_from([0.0, 0.3, 1.0]),
+    seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_transposed_convolutions_of_kept_columns(n, c, k, stride, padding, kernel, share, seed):
+    torch.manual_seed(seed)
+    whole = nn.ConvTranspose2d(c, k, kernel, stride, padding)
+    whole.weight.data *= torch.rand(c, 1, *kernel) < share
+    settings = whole.stride, whole.padding, whole.output_padding, whole.dilation
+    layer = ColumnSparseConvTranspose2d(whole.weight.detach().transpose(0, 1), whole.bias.detach(), *settings)
+    assert torch.equal(layer.dense(), whole.weight)
+    x = torch.randn(n, c, 9, 8)
+    assert error(whole, freeze(alone(layer, *x.shape[1:]), x), x) < 1e-5
+
+
+@pytest.mark.parametrize("layer", [
+    nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1, groups=2), nn.ConvTranspose2d(4, 6, 3, 2), nn.Linear(4, 6),
+])  # fmt: skip
+def test_weights_that_are_stored_without_their_zeros(layer):
+    torch.manual_seed(0)
+    axes = torch.randn(layer.weight.shape[:2])
+    layer.weight.data *= (axes > 0).view(*axes.shape, *[1] * (layer.weight.ndim - 2))
+    x = torch.randn(3, 4, 1, 1) if isinstance(layer, nn.Linear) else torch.randn(3, 4, 7, 6)
+    around = (nn.Flatten(1),) if isinstance(layer, nn.Linear) else ()
+    assert error(nn.Sequential(*around, layer), freeze(nn.Sequential(*around, spread(layer)), x), x) < 1e-5
+
+
+def test_a_weight_of_a_function_that_is_stored_without_its_zeros():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = SpreadWeight(torch.eye(5)[:3])
+
+        def forward(self, x):
+            return F.linear(x.mean((2, 3)), self.weight())
+
+    x = torch.randn(3, 5, 4, 4)
+    graph = fx.Graph()
+    read, weight = graph.placeholder("x"), graph.call_module("weight")
+    graph.output(graph.call_function(F.linear, (graph.call_method("mean", (read, (2, 3))), weight)))
+    assert error(Net(), freeze(fx.GraphModule(Net(), graph), x), x) < 1e-5
 
 
 RESIZED = [
@@ -133,6 +180,15 @@ def test_a_u_net_in_bfloat16_is_as_exact_as_pytorch():
         expected, theirs = copy.deepcopy(net).double()(x.double()), copy.deepcopy(net).bfloat16()(x)
     reference = float((theirs - expected).abs().max() / expected.abs().max())
     assert 0 < error(net, freeze(net, x), x) < 1.5 * reference
+
+
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_a_u_net_whose_columns_were_pruned(share):
+    torch.manual_seed(0)
+    net, x = prune(UNet(), "column", lambda layer, alpha: share), torch.randn(3, 3, 10, 14)
+    smaller = psp.extract(net, x)
+    assert isinstance(smaller.up, Spread)
+    assert error(smaller, freeze(smaller, x), x) < 1e-5
 
 
 @pytest.mark.parametrize("name", MOBILE)
