@@ -130,7 +130,7 @@ def select(plan, x, module):
 def pad(plan, x, pads, mode="constant", value=None):
     *space, front, back = pads
     require(mode == "constant" and not value and not any(space) and min(front, back) >= 0)
-    require(len(space) == (0 if x.flat else 4))
+    require(len(space) == (0 if x.flat or x.last else 4))
     return x.extended(front, torch.zeros(back))
 
 

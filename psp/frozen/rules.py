@@ -77,7 +77,7 @@ NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
 FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same}
 CHANNELS_LAST = FLAT | {
     pointwise.add, pointwise.multiply, pointwise.permute, pointwise.layer_norm, pointwise.gelu, pointwise.select,
-    MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
+    pointwise.pad, MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
 }  # fmt: skip
 
 

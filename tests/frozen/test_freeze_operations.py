@@ -196,3 +196,11 @@ def test_networks_whose_channels_were_pruned(name):
     net, x = network(name)
     smaller = psp.extract(prune(net, "channel", lambda layer, alpha: 0.3 if alpha.numel() > 1 else 0.0), x)
     assert error(smaller, freeze(smaller, x), x) < 1e-5
+
+
+def test_zeros_in_place_of_channels_that_are_the_last_axis():
+    torch.manual_seed(0)
+    net, x = network("convnext_tiny")
+    smaller = psp.extract(prune(net, "layer", lambda layer, alpha: 0.5), x)
+    assert any(node.target is F.pad and len(node.args[1]) == 2 for node in smaller.graph.nodes)
+    assert error(smaller, freeze(smaller, x), x) < 1e-5
