@@ -40,7 +40,7 @@ MODULES = {
         plan, x, m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices
     ),
     nn.AvgPool2d: sampling.mean_pool,
-    nn.AdaptiveAvgPool2d: lambda plan, x, m: sampling.global_pool(plan, x, m.output_size),
+    nn.AdaptiveAvgPool2d: lambda plan, x, m: sampling.adaptive_pool(plan, x, m.output_size),
     nn.Upsample: sampling.upsample,
     nn.PixelShuffle: lambda plan, x, m: sampling.pixel_shuffle(plan, x, m.upscale_factor),
     nn.Flatten: lambda plan, x, m: pointwise.flatten(plan, x, m.start_dim, m.end_dim),
@@ -62,7 +62,7 @@ FUNCTIONS = {
     F.pad: pointwise.pad,
     F.avg_pool2d: sampling.pool,
     F.max_pool2d: sampling.max_pool,
-    F.adaptive_avg_pool2d: sampling.global_pool,
+    F.adaptive_avg_pool2d: sampling.adaptive_pool,
     F.interpolate: sampling.resize,
     F.pixel_shuffle: sampling.pixel_shuffle,
     operator.getitem: pointwise.getitem,

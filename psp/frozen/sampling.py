@@ -33,9 +33,11 @@ def max_pool(plan, x, kernel, stride=None, padding=0, dilation=1, ceil_mode=Fals
     return pool(plan, x, kernel, stride, padding, kind=POOL_MAX, ceil=ceil_mode)
 
 
-def global_pool(plan, x, size):
-    require(pair(size) == (1, 1))
-    return pool(plan, x, x.size)
+def adaptive_pool(plan, x, size):
+    """To a size that divides that of the maps, so that windows are alike; None stands for theirs."""
+    size = [wanted or length for wanted, length in zip(pair(size), x.size, strict=True)]
+    require(all(length % wanted == 0 for wanted, length in zip(size, x.size, strict=True)))
+    return pool(plan, x, tuple(length // wanted for wanted, length in zip(size, x.size, strict=True)))
 
 
 def mean(plan, x, dim, keepdim=False):

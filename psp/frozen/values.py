@@ -114,4 +114,4 @@ def require(condition):
 
 def pair(value):
     """A size of both axes, given as one number or two."""
-    return (value, value) if isinstance(value, int) else tuple(value)
+    return tuple(value) if isinstance(value, (tuple, list)) else (value, value)

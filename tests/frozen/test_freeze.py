@@ -211,7 +211,8 @@ def test_random_networks_in_bfloat16():
     "layer",
     [
         nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.MaxPool2d(3, 2, 1),
-        nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.ZeroPad2d((0, 1, -1, 2)), nn.Conv2d(3, 4, 2)),
+        nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveAvgPool2d(1),
+        nn.Sequential(nn.ZeroPad2d((0, 1, -1, 2)), nn.Conv2d(3, 4, 2)),
         nn.Sequential(nn.Flatten(), nn.Dropout(), nn.Linear(3 * 35, 4), nn.ReLU()), nn.Identity(),
         nn.Sequential(nn.BatchNorm2d(3, affine=False), nn.ReLU(), nn.Conv2d(3, 2, 1, padding="same")),
     ],
@@ -255,7 +256,7 @@ def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
     [
         (nn.Tanh(), "layer '0'"), (nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"), "'0'"),
         (nn.ConvTranspose2d(4, 4, 3, groups=2), "layer '0'"), (nn.Upsample(scale_factor=2, mode="bicubic"), "'0'"),
-        (nn.LayerNorm((4, 6, 6)), "layer '0'"), (nn.AdaptiveAvgPool2d(3), "layer '0'"),
+        (nn.LayerNorm((4, 6, 6)), "layer '0'"), (nn.AdaptiveAvgPool2d(4), "layer '0'"),
         (nn.AvgPool2d(2, ceil_mode=True), "layer '0'"),
         (nn.Linear(6, 3), "layer '0'"), (nn.MaxPool2d(2, dilation=2), "layer '0'"),
     ],
