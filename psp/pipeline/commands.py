@@ -85,17 +85,20 @@ def keep_other_machine(earlier, record, path):
 def figure(profile, name, so_far=False):
     """Draw a figure and write its tables, through the notebook that shows them.
 
-    Of the tables of networks, what is known of the paper's is said as well.
+    With `so_far` of the runs that have a record, into a folder of their own. Of the tables of networks, what is known
+    of the paper's is said as well.
     """
-    parameters = {"profile": profile.name, "output": str(profile.results)}
+    results = profile.results
+    parameters = {"profile": profile.name}
     if so_far:
         if name not in BEFORE_ALL:
             raise errors.ConfigError(f"--so-far is for {' and '.join(BEFORE_ALL)}; {name} needs all runs")
+        results /= "so_far"
         parameters["so_far"] = True
-    execute(FIGURES[name], profile.notebook_path(name), parameters)
-    said = f"{name}: see {profile.results.relative_to(ROOT) / 'figures'} and tables beside it"
+    execute(FIGURES[name], profile.notebook_path(name), {**parameters, "output": str(results)})
+    said = f"{name}: see {results.relative_to(ROOT) / 'figures'} and tables beside it"
     if name == "network_table" and not paper_values().empty:
-        said += "\n\n" + (profile.results / "tables" / "networks_paper.md").read_text(encoding="utf-8")
+        said += "\n\n" + (results / "tables" / "networks_paper.md").read_text(encoding="utf-8")
     return said
 
 

@@ -57,6 +57,11 @@ class Profile:
         """Where an executed notebook goes; nothing reads it but people."""
         return self.results / "executed" / f"{name}.ipynb"
 
+    @property
+    def complete(self):
+        """Whether these are all runs of the profile."""
+        return self.planned in (None, len(self.runs))
+
     def only(self, **settings):
         """The profile with just those runs whose settings are these: only(structure="column", seed=0)."""
         return replace(
@@ -67,7 +72,8 @@ class Profile:
         """The profile with just those runs that have a record. Raises ConfigError where none has."""
         runs = {run: config for run, config in self.runs.items() if self.record_path(run).is_file()}
         if not runs:
-            raise ConfigError(f"no run of profile {self.name!r} has a record yet; `make repro` trains them")
+            train = f"python -m psp.pipeline train {self.name}"
+            raise ConfigError(f"no run of profile {self.name!r} has a record yet; `{train}` trains them")
         return replace(self, runs=runs, planned=len(self.runs))
 
     def config(self, run):

@@ -10,20 +10,23 @@ import json
 import pandas as pd
 
 from psp.report.paper_tables import DENSE, KEYS
-from psp.report.tables import SERIES, above_dense, check_seeds, read_records, setting, structure_of
+from psp.report.tables import (
+    SERIES,
+    above_dense,
+    check_seeds,
+    deviation_of_all,
+    mean_of_all,
+    read_records,
+    setting,
+    structure_of,
+)
 from psp.report.timing_tables import summary_table
 from psp.timing.settings import NO_GPU
 
-
-def _mean_of_all(values):
-    """Missing where one of them is."""
-    return values.mean(skipna=False)
-
-
 SETTING = [*KEYS, "method", "setting"]
 ERRORS = {"top1_error_pct": ("top1_error_pct", "mean"), "top1_error_sd": ("top1_error_pct", "std")}
-ERRORS |= {"above_dense": ("above_dense", _mean_of_all), "above_dense_sd": ("above_dense", "std")}
-ERRORS["top5_error_pct"] = ("top5_error_pct", _mean_of_all)  # not in every record
+ERRORS |= {"above_dense": ("above_dense", mean_of_all), "above_dense_sd": ("above_dense", deviation_of_all)}
+ERRORS["top5_error_pct"] = ("top5_error_pct", mean_of_all)  # not in every record
 TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "gpu_speed_up"]
 COLUMNS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
 

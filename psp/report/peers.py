@@ -9,16 +9,16 @@ import numpy as np
 import pandas as pd
 
 from psp.report.claims import half_width
-from psp.report.tables import SERIES
+from psp.report.paper_tables import DENSE
+from psp.report.tables import SERIES, structure_of
 
-DENSE = "none (dense)"
 PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
 
 
 def run_row(record, cost, dense):
     """A row for `at_equal_cost` from a run record; `cost` is what `psp.cost` says of what is left, `dense` of all."""
     config = record["config"]
-    method = DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {config['structure']}"
+    method = DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {structure_of(config)}"
     reduction = 1.0 if method == DENSE else dense.macs / cost.macs
     return _row(method, record, reduction, cost.params)
 

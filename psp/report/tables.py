@@ -6,11 +6,13 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.files import ROOT
+from psp.method.methods import THRESHOLDED
 from psp.report.bimodality import separability, share_near
 from psp.runs.record import read_record
 
 REFERENCE = ROOT / "results" / "reference"
-POINT = ["series", "sparsity", "structure_decay"]  # what the seeds of a point of Figure 3 have in common
+# What the seeds of a point of Figure 3 have in common.
+POINT = ["series", "sparsity", "structure_decay", "threshold", "prune_at"]
 SERIES = {
     "baseline": "baseline",
     "l1_norm": "ℓ1 norm",
@@ -55,6 +57,16 @@ def above_dense(runs, dense, error, key):
     """Points of `error` by which each of `runs` lies above the row of `dense` with the same `key`; NaN without one."""
     known = dense.set_index(key)[error].rename("dense")
     return runs[error] - runs.join(known, on=key)["dense"]
+
+
+def mean_of_all(values):
+    """Missing where one of them is."""
+    return values.mean(skipna=False)
+
+
+def deviation_of_all(values):
+    """Sample standard deviation; missing where one of them is."""
+    return values.std(skipna=False)
 
 
 def figure_2_table(records):
@@ -102,6 +114,8 @@ def _run_row(run, record):
         "series": config["method"],
         "sparsity": config["sparsity"],
         "structure_decay": config["structure_decay"],
+        "threshold": config["threshold"] if config["method"] in THRESHOLDED else float("nan"),
+        "prune_at": config["prune_at"] if config["method"] == "l1_norm" else float("nan"),
         "seed": config["seed"],
         "column_sparsity_pct": 100 * record["sparsity"]["structures"],
         "test_error_pct": record["test_error_pct"],
@@ -114,14 +128,15 @@ def figure_3_points(runs):
 
     `error_sd` and `above_baseline_sd` are sample standard deviations over seeds, in points of error; they are missing
     where there is one seed. The second is the smaller one where a seed moves a series and the dense network together.
+    `above_baseline` is missing unless every seed has a dense network.
     """
     groups = runs.groupby(POINT, as_index=False, dropna=False)
     points = groups.agg(
         column_sparsity_pct=("column_sparsity_pct", "mean"),
         test_error_pct=("test_error_pct", "mean"),
         error_sd=("test_error_pct", "std"),
-        above_baseline=("above_baseline", "mean"),
-        above_baseline_sd=("above_baseline", "std"),
+        above_baseline=("above_baseline", mean_of_all),
+        above_baseline_sd=("above_baseline", deviation_of_all),
         seeds=("seed", "nunique"),
     )
     order = points["series"].map(list(SERIES).index)
@@ -176,6 +191,7 @@ def _cell(value, form):
 def write_figure_3_tables(plotted, claims, folder, title):
     """Write all plotted numbers and the claims of Figure 3 into `folder`."""
     errors = ("test_error_pct", "error_sd", "above_baseline", "above_baseline_sd")
-    formats = {"sparsity": "{:g}", "structure_decay": "{:g}"} | dict.fromkeys(errors, "{:.2f}")
+    formats = dict.fromkeys(("sparsity", "structure_decay", "threshold", "prune_at"), "{:g}")
+    formats |= dict.fromkeys(errors, "{:.2f}")
     write_table(plotted, folder / "figure_3", f"# Figure 3, {title}", formats)
     write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}")

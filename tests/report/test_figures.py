@@ -173,7 +173,7 @@ def test_the_pair_of_closest_sparsities_is_compared():
     records = [alpha_record("psp_l1", [1, 1, 1], s) for s in (0.1, 0.6)]
     records += [alpha_record("psp_weight_decay", [1, 1, 1], s) for s in (0.3, 0.55)]
     assert closest_pair(records) == (records[1], records[3])
-    with pytest.raises(ConfigError, match="lacks runs of one of them"):
+    with pytest.raises(ConfigError, match="of one of them there is no run"):
         closest_pair(records[:2])
 
 

@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from psp.report.paper_tables import DENSE
 from psp.report.peers import at_equal_cost, differences, peer_row, peers_table, run_row
 
-DENSE = SimpleNamespace(macs=64, params=1000)
+WHOLE = SimpleNamespace(macs=64, params=1000)
 
 
 def run(method, error, seed, macs=64, params=1000, structure="channel"):
-    config = {"method": method, "structure": structure, "seed": seed}
-    return run_row({"config": config, "test_error_pct": error}, SimpleNamespace(macs=macs, params=params), DENSE)
+    config = {"method": method, "structure": structure, "seed": seed, "place": "auto"}
+    return run_row({"config": config, "test_error_pct": error}, SimpleNamespace(macs=macs, params=params), WHOLE)
 
 
 def peer(error, seed, reduction, parameters=300):
@@ -65,4 +66,4 @@ def test_differences_are_of_common_seeds_with_students_interval():
 
 
 def test_a_seed_without_a_dense_network_is_left_out():
-    assert at_equal_cost(ROWS[ROWS["method"] != "none (dense)"], (2,)).empty
+    assert at_equal_cost(ROWS[ROWS["method"] != DENSE], (2,)).empty

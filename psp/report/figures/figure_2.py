@@ -45,7 +45,7 @@ def closest_pair(records):
     ours = {m: [r for r in records if r["config"]["method"] == m] for m in ("psp_l1", "psp_weight_decay")}
     pairs = [(a, b) for a in ours["psp_l1"] for b in ours["psp_weight_decay"]]
     if not pairs:
-        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and the profile lacks runs of one of them")
+        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and of one of them there is no run")
     return min(pairs, key=lambda pair: abs(pair[0]["sparsity"]["structures"] - pair[1]["sparsity"]["structures"]))
 
 
