@@ -1,10 +1,14 @@
 """An extracted network as a file for other runtimes."""
 
+import io
+import math
 from pathlib import Path
 
 import torch
 
 from psp.errors import ExtractError
+from psp.extraction.extract import check_evaluation
+from psp.files import write_bytes
 
 # In float32, relative to the largest output: another order of summation, after a hundred layers.
 TOLERANCE = 1e-3
@@ -18,14 +22,15 @@ def export(network, path, example_input):
 
     Args:
         network: of `psp.extract`, or any other in evaluation mode, in float32 and on the CPU.
-        path: of the file, as "net.onnx".
+        path: of the file, as "net.onnx"; one that is there is replaced at the end, if all went well.
         example_input: a tensor N×channels×height×width, or a tuple of the arguments of `forward`; the file is for
             inputs of this size.
 
     Raises:
-        ExtractError: onnx, onnxscript or onnxruntime is not installed, or the outputs of onnxruntime are not those of
-            `network`; the file is then removed.
+        ExtractError: the network is in training mode; onnx, onnxscript or onnxruntime is not installed; or the outputs
+            of onnxruntime are not those of `network`.
     """
+    check_evaluation(network)
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch needs it, and says so less clearly
@@ -33,17 +38,20 @@ def export(network, path, example_input):
         raise ExtractError(f"psp.export needs {error.name}: pip install onnx onnxscript onnxruntime") from error
     path, inputs = Path(path), example_input if isinstance(example_input, tuple) else (example_input,)
     expected = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
-    torch.onnx.export(network, inputs, path, dynamo=True, verbose=False, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    made = io.BytesIO()
+    torch.onnx.export(network, inputs, dynamo=True, verbose=False).save(made)
+    session = onnxruntime.InferenceSession(made.getvalue(), providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     got = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
     worst = max(_difference(torch.from_numpy(ours), theirs) for ours, theirs in zip(got, expected, strict=True))
     if not worst < TOLERANCE:
-        path.unlink()
         raise ExtractError(f"onnxruntime gives other outputs than the network: they differ by {worst:.1e}, relatively")
+    write_bytes(made.getvalue(), path)
     return path
 
 
 def _difference(got, expected):
-    """The largest difference of two tensors, relative to the largest number."""
+    """The largest difference of two tensors, relative to the largest number; of whole numbers, 0 or infinity."""
+    if not expected.is_floating_point():
+        return 0.0 if torch.equal(got, expected) else math.inf
     return float((got - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

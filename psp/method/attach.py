@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import choose_structures
+from psp.method.choose import check_network, choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
 from psp.method.place import normalizations, sharing
@@ -139,7 +139,11 @@ def pruner_of(layer):
 
 
 def parametrizations(model):
-    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes."""
+    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes.
+
+    Raises ConfigError for what is no nn.Module.
+    """
+    check_network(model)
     found = ((name, layer, pruner_of(layer)) for name, layer in model.named_modules())
     return {name: (layer, pruner) for name, layer, pruner in found if pruner is not None}
 

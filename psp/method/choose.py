@@ -5,7 +5,7 @@ concatenation of a dense block: what the bypass carries must still get from the 
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import torch
@@ -38,17 +38,14 @@ def choose_structures(model, structure, skip=()):
             or none that later patterns leave to it; no layer left; a layer without a bypass that would get structure
             "layer"; a layer without a shape yet.
     """
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
+    check_network(model)
     names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
     rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
-    skip = (skip,) if isinstance(skip, str) else tuple(skip or ())
-    for pattern in (*rules, *skip):
-        if not isinstance(pattern, str):
-            raise ConfigError(f"layers are chosen by names or patterns, such as 'layer1.*', got {pattern!r}")
+    skip = patterns(skip)
     for wanted in rules.values():
         if wanted is not None:
             check_structure(wanted)
+    patterns(rules)
     if not names:
         raise ConfigError(f"no convolution or linear layer left to parameterize in {type(model).__name__}")
     blocks = projections(model) if HEAD in rules.values() else {}
@@ -76,6 +73,21 @@ def choose_structures(model, structure, skip=()):
     check_initialized(model, chosen)
     check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])
     return chosen
+
+
+def check_network(model):
+    """Raise ConfigError unless `model` is an nn.Module."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
+
+
+def patterns(skip):
+    """Names or patterns of layers as a tuple: one, several, or None. Raises ConfigError for anything else."""
+    found = (skip,) if isinstance(skip, str) else tuple(skip or ()) if isinstance(skip, Iterable | None) else (skip,)
+    for pattern in found:
+        if not isinstance(pattern, str):
+            raise ConfigError(f"layers are chosen by names or patterns, such as 'layer1.*', got {pattern!r}")
+    return found
 
 
 def check_initialized(model, names):

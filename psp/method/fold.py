@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from psp.method.attach import affine, behind, originals, parametrizations
+from psp.method.choose import check_network
 
 
 @torch.no_grad()
@@ -15,8 +16,9 @@ def fold(model):
 
     Where α stands on γ and β of a normalization it is written into these, and the filters that it prunes become zero,
     too. Outputs stay the same. Other parametrizations on the same weight are folded with it; a weight that several
-    modules of the model share becomes each one's own.
+    modules of the model share becomes each one's own. Raises ConfigError for what is no nn.Module.
     """
+    check_network(model)
     holding = holders(model)
     for norm in behind(model).values():
         for name in affine(norm):

@@ -158,7 +158,8 @@ class _Walk:
     def _count(self, node, count):
         """How many channels α multiplies behind a node that passes it on, of `count` before it."""
         module = self._module(node)
-        return output_channels(module) if isinstance(module, LAYERS) else count
+        mixes = isinstance(module, LAYERS) and not is_depthwise(module)
+        return output_channels(module) if mixes else count
 
     def _passes(self, node, first):
         module = self._module(node)

@@ -26,14 +26,17 @@ NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn
 
 
 def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weight_decay"):
-    """Parameter groups for any torch optimizer: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
+    """Parameter groups for an optimizer of torch: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
+
+    Equation (6) is that of SGD, and so is the rule for λ. Other optimizers take the groups as well, but Adam divides
+    the decay by the size of gradients, and AdamW decays α itself.
 
     Args:
         model: a module, parameterized or, with structure_decay 0, not.
         weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes), and on γ and β that α multiply: decay
             on both factors is what prunes. Other biases and normalizations have none.
         structure_decay: λ ≥ 0 on α.
-        regularizer: "weight_decay" adds λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
+        regularizer: "weight_decay" has the optimizer add λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 
     Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
     The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it, also to

@@ -4,6 +4,7 @@ May use: no other room.
 """
 
 from functools import partial
+from numbers import Integral
 
 from torch import nn
 
@@ -18,14 +19,16 @@ MODELS |= {name: partial(CifarDenseNet, *variant) for name, variant in CIFAR_DEN
 
 
 def create_model(name, num_classes=10):
-    """A network by name.
+    """A network by name, that classifies images into `num_classes` classes.
 
     "resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "densenet16", "densenet40" and "densenet_bc100" are for
     32×32 images, with He-normal weights (He et al. 2015); "resnet18", "resnet50" and "densenet121" are torchvision's
-    for ILSVRC2012. Initialization draws from torch's global random generator. Raises ConfigError for an unknown name,
-    MissingPackageError for one of torchvision's without that.
+    for ILSVRC2012. Initialization draws from torch's global random generator. Raises ConfigError for an unknown name
+    or a number of classes below 1, MissingPackageError for one of torchvision's without that.
     """
     check_model(name)
+    if not isinstance(num_classes, Integral) or num_classes < 1:
+        raise ConfigError(f"num_classes must be a whole number of at least 1, got {num_classes!r}")
     if name in TORCHVISION:
         with extra("data"):
             from torchvision import models  # takes seconds to import, and the other networks do without it

@@ -95,6 +95,8 @@ def runs_left(profile):
 def changed_stages(name):
     """The stages of a profile's pipeline that DVC would run again. Asking takes seconds, and is done once."""
     pipeline = stages_path(name).with_name("dvc.yaml").relative_to(ROOT)
+    if not (ROOT / pipeline).is_file():
+        raise ConfigError(f"{pipeline} is missing; `python -m psp.pipeline train {name}` trains the runs without DVC")
     command = [sys.executable, "-m", "dvc", "status", "--json", pipeline]
     status = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if status.returncode:

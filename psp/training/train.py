@@ -37,7 +37,8 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         progress: show a progress bar with loss, error, sparsity and time left.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before training, for settings, images or a checkpoint that do not fit.
+        ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit, or
+            a device that is not here.
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)

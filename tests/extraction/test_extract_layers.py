@@ -350,14 +350,35 @@ def test_export_writes_ordinary_operators(tmp_path, monkeypatch, zeros):
     assert "Conv" in {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_a_file_that_computes_something_else_is_removed(tmp_path, monkeypatch):
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     smaller, x = exportable()
+    earlier = tmp_path / "net.onnx"
+    earlier.write_text("another")
     monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
     with pytest.raises(ExtractError, match="onnxruntime gives other outputs"):
-        psp.export(smaller, tmp_path / "net.onnx", x)
-    assert not list(tmp_path.iterdir())
+        psp.export(smaller, earlier, x)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["another"]
+
+
+def test_a_network_in_training_mode_is_not_exported_and_stays_as_it_is(tmp_path):
+    pytest.importorskip("onnxscript")
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ExtractError, match="in training mode"):
+        psp.export(net, tmp_path / "net.onnx", torch.randn(2, 3, 6, 6))
+    assert net[1].num_batches_tracked == 0
+
+
+def test_export_of_an_output_of_whole_numbers(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    class Classes(nn.Module):
+        def forward(self, x):
+            return x.argmax(1), x.relu()
+
+    psp.export(Classes().eval(), tmp_path / "net.onnx", torch.randn(2, 3))
 
 
 def test_what_a_normalization_over_channels_has_put_back_is_said():

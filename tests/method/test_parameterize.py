@@ -27,6 +27,14 @@ def small_net():
     return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten(), nn.Linear(8, 5))
 
 
+@pytest.mark.parametrize(
+    "function", [psp.parameterize, psp.sparsity, psp.fold, psp.structure_parameters, psp.param_groups]
+)
+def test_what_is_no_network_is_named(function):
+    with pytest.raises(ConfigError, match="a network is an nn.Module, got 3"):
+        function(3)
+
+
 def test_gradcheck_where_nothing_is_pruned():
     torch.manual_seed(0)
     weight = torch.randn(3, 2, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -196,6 +204,7 @@ def test_skip_patterns():
         ({"structure": ["column"]}, r"unknown structure \['column'\]; choose one of"),
         ({"structure": {0: "column"}}, "layers are chosen by names or patterns, such as 'layer1.*', got 0"),
         ({"skip": [0]}, "layers are chosen by names or patterns, such as 'layer1.*', got 0"),
+        ({"skip": 3}, "layers are chosen by names or patterns, such as 'layer1.*', got 3"),
         ({"skip": ("*",)}, r"no convolution or linear layer left .* and skip=\('\*',\)"),
         ({"structure": {}}, r"no convolution or linear layer left .* by structure=\{\}"),
         ({"structure": None}, "no convolution or linear layer left .* by structure=None"),

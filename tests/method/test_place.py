@@ -193,6 +193,31 @@ def test_alpha_does_not_pass_a_convolution_that_mixes_others_in():
     torch.testing.assert_close(psp.extract(net, x)(x), net(x))
 
 
+class Concatenated(nn.Module):
+    """Two layers whose channels, side by side, a depthwise convolution hands on to one normalization."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(3, channels, 3, padding=1, bias=False) for channels in (4, 5))
+        self.depthwise = nn.Conv2d(9, 9, 3, padding=1, groups=9, bias=False)
+        self.norm = nn.BatchNorm2d(9)
+
+    def forward(self, x):
+        return self.norm(self.depthwise(torch.cat([self.a(x), self.b(x)], 1)))
+
+
+@pytest.mark.parametrize("structure", ["channel", "layer"])
+def test_a_depthwise_convolution_leaves_concatenated_channels_where_they_are(structure):
+    net, x = Concatenated().eval(), torch.randn(2, 3, 5, 5)
+    wanted = {"a": structure, "b": structure}
+    assert normalizations(net, wanted) == {"a": [("norm", 0, 4)], "b": [("norm", 4, 5)]}
+    psp.parameterize(net, {"a": structure, "b": structure} if structure == "channel" else {"b": structure})
+    psp.structure_parameters(net)["b"].data.zero_()
+    assert (net(x)[:, 4:] == 0).all()
+    assert (net(x)[:, :4] != 0).any((0, 2, 3)).all()
+    torch.testing.assert_close(psp.extract(net, x)(x), net(x))
+
+
 def test_behind_a_bottleneck_alpha_has_the_channels_of_the_last_layer():
     """In a dense block each layer adds 12 channels to those that came in, whatever its bottleneck has."""
     net = psp.create_model("densenet_bc100")

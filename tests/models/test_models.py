@@ -63,6 +63,12 @@ def test_shortcut_is_subsampled_and_padded_on_both_sides():
     assert not out[:, 24:].any()
 
 
+@pytest.mark.parametrize("classes", [0, "ten", 2.0, None])
+def test_a_number_of_classes_that_is_none(classes):
+    with pytest.raises(ConfigError, match="num_classes must be a whole number of at least 1, got"):
+        psp.create_model("resnet20", classes)
+
+
 def test_an_unknown_model_is_named():
     with pytest.raises(ConfigError, match="unknown model 'resnet21'; choose one of resnet20"):
         psp.create_model("resnet21")

@@ -249,7 +249,9 @@ def test_running_statistics_are_the_mean_over_micro_batches_by_hand():
 def test_a_device_that_is_asked_for_is_never_replaced(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert own_device() == torch.device("cpu")
-    assert own_device("cuda").type == "cuda", "training then fails by PyTorch's own error, not on the CPU unasked"
+    for device, message in (("cuda", "device 'cuda' is not here: torch finds no GPU"), ("gpu", "unknown device 'gpu'")):
+        with pytest.raises(ConfigError, match=message):
+            own_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert own_device().type == "cuda"
     assert own_device("cpu") == torch.device("cpu")
@@ -257,6 +259,7 @@ def test_a_device_that_is_asked_for_is_never_replaced(monkeypatch):
 
 def test_a_process_of_torchrun_has_the_gpu_of_its_own_rank(monkeypatch):
     chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "3")
