@@ -31,7 +31,7 @@ def small_net():
     "function", [psp.parameterize, psp.sparsity, psp.fold, psp.structure_parameters, psp.param_groups]
 )
 def test_what_is_no_network_is_named(function):
-    with pytest.raises(ConfigError, match="a network is an nn.Module, got 3"):
+    with pytest.raises(ConfigError, match=r"a network is an nn\.Module, got 3"):
         function(3)
 
 
