@@ -183,16 +183,40 @@ def test_table_cifar_compares_with_the_dense_network_of_the_same_schedule(profil
         assert run.endswith(f"-s{config.seed}")
 
 
+def e_foldings(config, images=50_000):
+    """λ·Ση/(1−μ); Ση is half of the largest rate in every step."""
+    rates = images / config.batch_size * config.epochs * config.learning_rate / 2
+    return config.structure_decay * rates / (1 - config.momentum)
+
+
 def test_table_cifar_has_the_same_e_foldings_in_the_laptop_and_the_paper_profile():
-    """λ·Ση/(1−μ) of each structure; Ση is half of the largest rate in every one of the 391 steps of an epoch."""
-    found = {}
+    """Of columns and shapes; the laptop profile's channels and layers have α on weights, where another λ prunes."""
+    found = {"column": [], "shape": []}
     for profile in map(load_profile, ("laptop", "laptop/cifar", "paper/cifar")):
-        for c in map(profile.config, profile.timing.runs):
-            rates = 391 * c.epochs * c.learning_rate / 2
-            found.setdefault(c.structure, []).append(c.structure_decay * rates / (1 - c.momentum))
-    assert len(found) == 4
+        for config in map(profile.config, profile.timing.runs):
+            found.get(config.structure, []).append(e_foldings(config))
     for values in found.values():
+        assert len(values) == 7
         assert values == pytest.approx([values[0]] * len(values), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("structure", "model", "trial"),
+    [
+        ("channel", "", "channel-3e-3-12-epochs"),
+        ("layer", "resnet", "layer-5e-2-eps035-12-epochs"),
+        ("layer", "densenet", "densenet16-layer-1e-2-eps035-3-epochs"),
+    ],
+)
+def test_channels_and_layers_of_the_paper_profile_are_decayed_as_in_trials(structure, model, trial):
+    tried = RunConfig.of(json.loads((ROOT / "results" / "trials" / f"{trial}.json").read_text())["config"])
+    profiles = map(load_profile, ("paper", "paper/cifar", "paper/ilsvrc"))
+    runs = [c for p in profiles for c in p.runs.values() if c.structure == structure and c.model.startswith(model)]
+    assert {c.dataset for c in runs} == {"cifar10", "cifar100", "ilsvrc2012"}
+    for config in runs:
+        images = 1_281_167 if config.dataset == "ilsvrc2012" else 50_000
+        assert e_foldings(config, images) == pytest.approx(e_foldings(tried, 45_000), rel=0.02)
+        assert (config.threshold, config.place) == (tried.threshold, tried.place)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
