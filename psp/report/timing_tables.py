@@ -5,6 +5,8 @@ import pandas as pd
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.settings import NO_GPU
 
+CALLED = {"lanes": "psp.freeze", "openvino": "OpenVINO"}  # backends of which a record's name is not what users call them
+
 
 def fastest(timings):
     """Of the timings of one network at one batch the one with the smallest median; None of none."""
@@ -61,7 +63,7 @@ def _described(network):
 def _columns(name, timing, limits):
     bound = floors(Work(timing["values"], timing["macs"]), Limits(**limits), timing["precision"])
     return {
-        f"{name}_variant": f"{timing['backend']}, {timing['precision']}",
+        f"{name}_variant": f"{CALLED.get(timing['backend'], timing['backend'])}, {timing['precision']}",
         f"{name}_ms": 1e3 * timing["median_s"],
         f"{name}_iqr_ms": 1e3 * (timing["high_s"] - timing["low_s"]),
         f"{name}_memory_floor_ms": 1e3 * bound["memory_s"],
