@@ -5,7 +5,8 @@ import pandas as pd
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.settings import NO_GPU
 
-CALLED = {"lanes": "psp.freeze", "openvino": "OpenVINO"}  # backends of which a record's name is not what users call them
+# What users call a backend, where a record has another name for it.
+CALLED = {"lanes": "psp.freeze", "openvino": "OpenVINO"}
 
 
 def fastest(timings):
