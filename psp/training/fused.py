@@ -8,6 +8,7 @@ torch.fx and puts one function in their place; parameters, buffers and, up to ro
 import ctypes
 import math
 import operator
+import platform
 from pathlib import Path
 
 import torch
@@ -18,10 +19,12 @@ from psp.errors import KernelError
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
+HEADERS = (SOURCE.with_name("blocks.h"),)
 # They change no value; without them the compiler makes no vectors of loops with conditions.
 VALUES_AS_THEY_ARE = ("-fno-math-errno", "-fno-trapping-math")
-OPTIONS = ("-O3", "-fopenmp", "-std=c++17", *VALUES_AS_THEY_ARE)
-BLOCK = 64  # as in norm_relu.cpp
+WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()  # where there are such
+OPTIONS = ("-O3", "-fopenmp", "-std=c++17", *VALUES_AS_THEY_ARE, *WIDE)
+BLOCK, BITS = 64, 32  # as in blocks.h
 KERNEL_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 RELUS = (F.relu, torch.relu)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -29,7 +32,7 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 def kernels():
     """norm_relu.cpp, compiled and loaded. Raises KernelError, with the reason, where it cannot be built."""
-    return load(SOURCE, OPTIONS)
+    return load(SOURCE, OPTIONS, HEADERS)
 
 
 class NormReLU(nn.Module):
@@ -55,26 +58,26 @@ class _NormReLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, residual, weight, bias, running_mean, running_var, momentum, eps):
         z, mean, scale = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+        passing = torch.empty(x.numel() // BITS, dtype=torch.int32)
         if residual is not None:
             residual = like(residual, x)
         numbers = ctypes.c_float(momentum), ctypes.c_float(eps)
         statistics = pointer(running_mean), pointer(running_var)
         affine = pointer(weight), pointer(bias)
-        _kernel("forward", x)(
-            *map(pointer, (x, residual, z)), *_size(x), *affine, *statistics, *numbers, pointer(mean), pointer(scale)
-        )
-        ctx.save_for_backward(x, z, weight, mean, scale)
+        results = map(pointer, (mean, scale, passing))
+        _kernel("forward", x)(*map(pointer, (x, residual, z)), *_size(x), *affine, *statistics, *numbers, *results)
+        ctx.save_for_backward(x, passing, weight, mean, scale)
         ctx.added = residual is not None
         return z
 
     @staticmethod
     def backward(ctx, dz):
-        x, z, weight, mean, scale = ctx.saved_tensors
+        x, passing, weight, mean, scale = ctx.saved_tensors
         dz, dx, dweight, dbias = like(dz, x), torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
         dresidual = torch.empty_like(x) if ctx.added else None
         results = pointer(dweight), pointer(dbias)
         _kernel("backward", x)(
-            *map(pointer, (dz, z, x, dx, dresidual)), *_size(x), *map(pointer, (weight, mean, scale)), *results
+            *map(pointer, (dz, passing, x, dx, dresidual)), *_size(x), *map(pointer, (weight, mean, scale)), *results
         )
         return dx, dresidual, dweight, dbias, None, None, None, None
 
@@ -92,6 +95,10 @@ def fuse(model):
         raise KernelError(f"torch.fx cannot follow {type(model).__name__}: {error}") from error
     for relu in [node for node in graph_module.graph.nodes if _is_relu(node, graph_module)]:
         _replace(relu, graph_module)
+    for node in graph_module.graph.nodes:
+        stride = _subsampling(node)
+        if stride:
+            node.target, node.args = F.avg_pool2d, (node.args[0], 1, stride)
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
@@ -113,6 +120,20 @@ def _replace(relu, graph_module):
     relu.replace_all_uses_with(fused)
     for node in (relu, before, norm) if residual is not None else (relu, norm):
         graph_module.graph.erase_node(node)
+
+
+def _subsampling(node):
+    """The stride s of a node that takes every s-th pixel, x[:, :, ::s, ::s]; None for any other.
+
+    PyTorch writes the gradient of such a slice pixel by pixel, in a layout of its own; that of pooling of one pixel,
+    which has the same values, in that of the images.
+    """
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
+        return None
+    *whole, down, right = node.args[1]
+    stride = down.step if isinstance(down, slice) else None
+    taken = all(index == slice(None) for index in whole) and down == right == slice(None, None, stride)
+    return stride if taken and isinstance(stride, int) and stride > 1 else None
 
 
 def _is_relu(node, graph_module):

@@ -8,7 +8,8 @@
 // values next to each other, a length that the compiler knows and keeps in registers; after `period` values, the
 // least common multiple of c and 64, blocks meet the same channels again. Values are float or bfloat16, all that is
 // computed is float, and totals are double. Sums run over a fixed number of parts of the matrix and are added in
-// their order, so that the result does not depend on the number of threads. Where a channel's mean is many times its
+// their order, so that the result does not depend on the number of threads. Of z the backward pass needs to know only
+// where it is > 0 (or NaN): one bit of each value, 32 to a word. Where a channel's mean is many times its
 // spread, x·a + (β − mean·a) would lose the digits that x − mean keeps.
 #include <algorithm>
 #include <cmath>
@@ -17,36 +18,14 @@
 #include <numeric>
 #include <vector>
 
+#include "blocks.h"
+
 namespace {
 
-constexpr int64_t kBlock = 64;
 constexpr int64_t kParts = 32;
 constexpr int64_t kSamples = 64;
 
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float load(float value) { return value; }
-
-inline float load(bfloat16 value) {
-    const uint32_t bits = uint32_t(value.bits) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-inline void store(float value, float& to) { to = value; }
-
-inline void store(float value, bfloat16& to) {  // to the nearest, ties to even; the NaN of arithmetic stays NaN
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    to.bits = uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 inline float relu(float value) { return value < 0 ? 0.0f : value; }  // NaN stays NaN
-
-inline float passed(float gradient, float output) { return output <= 0 ? 0.0f : gradient; }
 
 // The values of c channels, repeated over one period.
 std::vector<float> repeated(const float* values, int64_t c, int64_t period) {
@@ -104,7 +83,8 @@ void for_blocks(int64_t size, int64_t period, Block block) {
 
 template <typename T>
 void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const float* gamma, const float* beta,
-             float* running_mean, float* running_var, float momentum, float epsilon, float* mean, float* scale) {
+             float* running_mean, float* running_var, float momentum, float epsilon, float* mean, float* scale,
+             uint32_t* passing) {
     const int64_t size = n * c, period = std::lcm(c, kBlock);
     // Sums of x − shift: with a shift near the mean, Σ(x − shift)² − n·(mean − shift)² loses no digits.
     const std::vector<float> shift = repeated(rough_mean(x, n, c).data(), c, period);
@@ -136,26 +116,30 @@ void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const fl
         T* __restrict out = z + at;
         const float *center = &centers[channel], *slope = &slopes[channel], *offset = &offsets[channel];
         const auto normalized = [&](int64_t j) { return (load(in[j]) - center[j]) * slope[j] + offset[j]; };
+        float values[kBlock];
         if (residual)
-            for (int64_t j = 0; j < kBlock; ++j) store(relu(normalized(j) + load(added[j])), out[j]);
+            for (int64_t j = 0; j < kBlock; ++j) values[j] = relu(normalized(j) + load(added[j]));
         else
-            for (int64_t j = 0; j < kBlock; ++j) store(relu(normalized(j)), out[j]);
+            for (int64_t j = 0; j < kBlock; ++j) values[j] = relu(normalized(j));
+        store(values, out);
+        note_passing(out, passing + at / kBits);
     });
 }
 
 template <typename T>
-void backward(const T* dz, const T* z, const T* x, T* dx, T* dresidual, int64_t n, int64_t c, const float* gamma,
+void backward(const T* dz, const uint32_t* passing, const T* x, T* dx, T* dresidual, int64_t n, int64_t c, const float* gamma,
               const float* mean, const float* scale, float* dgamma, float* dbeta) {
     const int64_t size = n * c, period = std::lcm(c, kBlock);
     const std::vector<float> centers = repeated(mean, c, period);
     std::vector<double> sum(c), product(c);
     channel_sums(size, c, period, sum.data(), product.data(), [&](int64_t at, int64_t channel, float* one, float* two) {
-        const T *in = x + at, *out = z + at, *upstream = dz + at;
+        const T* in = x + at;
         const float* center = &centers[channel];
+        float g[kBlock];
+        gradient_passed(dz + at, passing + at / kBits, g);
         for (int64_t j = 0; j < kBlock; ++j) {
-            const float g = passed(load(upstream[j]), load(out[j]));
-            one[j] += g;
-            two[j] += g * (load(in[j]) - center[j]);
+            one[j] += g[j];
+            two[j] += g[j] * (load(in[j]) - center[j]);
         }
     });
     std::vector<float> a(c), b(c), s(c);  // dx = g·a + (x − mean)·b + s
@@ -169,16 +153,16 @@ void backward(const T* dz, const T* z, const T* x, T* dx, T* dresidual, int64_t 
     const std::vector<float> slopes = repeated(a.data(), c, period), inputs = repeated(b.data(), c, period),
                              offsets = repeated(s.data(), c, period);
     for_blocks(size, period, [&](int64_t at, int64_t channel) {
-        const T *__restrict in = x + at, *__restrict out = z + at, *__restrict upstream = dz + at;
+        const T* __restrict in = x + at;
         T *__restrict to = dx + at, *__restrict through = dresidual + at;
         const float *center = &centers[channel], *slope = &slopes[channel];
         const float *input = &inputs[channel], *offset = &offsets[channel];
-        for (int64_t j = 0; j < kBlock; ++j) {
-            const float g = passed(load(upstream[j]), load(out[j]));
-            store(g * slope[j] + (load(in[j]) - center[j]) * input[j] + offset[j], to[j]);
-        }
-        if (dresidual)
-            for (int64_t j = 0; j < kBlock; ++j) store(passed(load(upstream[j]), load(out[j])), through[j]);
+        float g[kBlock], values[kBlock];
+        gradient_passed(dz + at, passing + at / kBits, g);
+        for (int64_t j = 0; j < kBlock; ++j)
+            values[j] = g[j] * slope[j] + (load(in[j]) - center[j]) * input[j] + offset[j];
+        store(values, to);
+        if (dresidual) store(g, through);
     });
 }
 
@@ -187,13 +171,14 @@ void backward(const T* dz, const T* z, const T* x, T* dx, T* dresidual, int64_t 
 #define EXPORT(T)                                                                                                      \
     extern "C" void forward_##T(const T* x, const T* residual, T* z, int64_t n, int64_t c, const float* gamma,        \
                                 const float* beta, float* running_mean, float* running_var, float momentum,           \
-                                float epsilon, float* mean, float* scale) {                                           \
-        forward(x, residual, z, n, c, gamma, beta, running_mean, running_var, momentum, epsilon, mean, scale);        \
+                                float epsilon, float* mean, float* scale, uint32_t* passing) {                        \
+        forward(x, residual, z, n, c, gamma, beta, running_mean, running_var, momentum, epsilon, mean, scale,         \
+                passing);                                                                                              \
     }                                                                                                                  \
-    extern "C" void backward_##T(const T* dz, const T* z, const T* x, T* dx, T* dresidual, int64_t n, int64_t c,      \
-                                 const float* gamma, const float* mean, const float* scale, float* dgamma,            \
+    extern "C" void backward_##T(const T* dz, const uint32_t* passing, const T* x, T* dx, T* dresidual, int64_t n,    \
+                                 int64_t c, const float* gamma, const float* mean, const float* scale, float* dgamma, \
                                  float* dbeta) {                                                                       \
-        backward(dz, z, x, dx, dresidual, n, c, gamma, mean, scale, dgamma, dbeta);                                    \
+        backward(dz, passing, x, dx, dresidual, n, c, gamma, mean, scale, dgamma, dbeta);                              \
     }
 
 EXPORT(float)

@@ -18,13 +18,22 @@
 
 namespace {
 
-// 16 pixels from u on × 16 outputs from `first` on, of the image y.
-void put(const float* sums, const shape& s, int64_t u, int64_t first, bits* y) {
+__m256i rounded(__m512 values) { return (__m256i)_mm512_cvtneps_pbh(values); }
+
+__m512 widened(__m256i values) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(values), 16)); }
+
+// 16 pixels from u on × 16 outputs from `first` on, of the image y; to what they are as bfloat16, another image `added`.
+void put(const float* sums, const shape& s, int64_t u, int64_t first, const bits* added, bits* y) {
     int64_t row = u / s.pitch(), column = u % s.pitch();
     for (int64_t i = 0; i < kTile && row < s.h; ++i) {
         if (column < s.w) {
-            const __m256i value = (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(sums + i * kTile));
-            _mm256_storeu_si256((__m256i*)(y + (row * s.w + column) * s.k + first), value);
+            const int64_t at = (row * s.w + column) * s.k + first;
+            __m256i value = rounded(_mm512_loadu_ps(sums + i * kTile));
+            if (added) {
+                const __m256i other = _mm256_loadu_si256((const __m256i*)(added + at));
+                value = rounded(_mm512_add_ps(widened(value), widened(other)));
+            }
+            _mm256_storeu_si256((__m256i*)(y + at), value);
         }
         if (++column == s.pitch()) column = 0, ++row;
     }
@@ -85,8 +94,9 @@ void tall(const bits* x, const bits* weight, const shape& s, int64_t u, int64_t 
     store(sums);
 }
 
-// The image y of one padded image x; meanwhile the next one's pixels, at `ahead`, come near.
-void convolve(const bits* x, const bits* weight, const shape& s, bits* y, const bits* ahead) {
+// The image y of one padded image x, and what is `added`, if anything; meanwhile the next one's pixels, at `ahead`, come
+// near.
+void convolve(const bits* x, const bits* weight, const shape& s, const bits* added, bits* y, const bits* ahead) {
     alignas(64) float sums[4 * kTile * kTile];
     const bool squares = s.c % kPairs == 0 && s.k % kPairs == 0;
     const int64_t high = squares ? 2 : 4, wide = squares ? 2 : 1;
@@ -96,7 +106,7 @@ void convolve(const bits* x, const bits* weight, const shape& s, bits* y, const 
         for (int64_t first = 0; first < s.k; first += wide * kTile) {
             (squares ? square : tall)(x, weight, s, u, first, sums);
             for (int64_t i = 0; i < 4; ++i)
-                put(sums + i * kTile * kTile, s, u + i / wide * kTile, first + i % wide * kTile, y);
+                put(sums + i * kTile * kTile, s, u + i / wide * kTile, first + i % wide * kTile, added, y);
         }
     }
 }
@@ -159,16 +169,16 @@ extern "C" void forward(const bits* x, const bits* weight, bits* y, int64_t n, i
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < n; ++i) {
             pad(x + i * h * w * c, s, c, padded.at(0));
-            convolve(padded.at(0), weight, s, y + i * h * w * k, x + std::min(i + 1, n - 1) * h * w * c);
+            convolve(padded.at(0), weight, s, nullptr, y + i * h * w * k, x + std::min(i + 1, n - 1) * h * w * c);
         }
         _tile_release();
     }
 }
 
-// dx, unless it is null, by the weight turned around, [3][3·k / 2][c][2]; and dw, [kParts][3][3][k][c], of which the
-// parts are still to be added, of at least kParts images.
-extern "C" void backward(const bits* x, const bits* g, const bits* turned, bits* dx, float* dw, int64_t n, int64_t h,
-                         int64_t w, int64_t c, int64_t k) {
+// dx, unless it is null, by the weight turned around, [3][3·k / 2][c][2], with `added`, unless that is null; and dw,
+// [kParts][3][3][k][c], of which the parts are still to be added, of at least kParts images.
+extern "C" void backward(const bits* x, const bits* g, const bits* turned, const bits* added, bits* dx, float* dw,
+                         int64_t n, int64_t h, int64_t w, int64_t c, int64_t k) {
     const shape s{h, w, c, k}, back{h, w, k, c};
     const int64_t together = std::max<int64_t>(1, kSteps * kPairs / s.whole());
 #pragma omp parallel
@@ -184,7 +194,8 @@ extern "C" void backward(const bits* x, const bits* g, const bits* turned, bits*
                 for (int64_t j = 0; j < count; ++j) {
                     const int64_t pixels = (i + j) * h * w, next = std::min(i + j + 1, n - 1) * h * w;
                     images[j].read(x + pixels * c, g + pixels * k, s, x + next * c);
-                    if (dx) convolve(images[j].gradient.at(0), turned, back, dx + pixels * c, g + next * k);
+                    const bits* other = added ? added + pixels * c : nullptr;
+                    if (dx) convolve(images[j].gradient.at(0), turned, back, other, dx + pixels * c, g + next * k);
                 }
                 add_gradient(images, count, s, i > start, dw + part * 9 * k * c);
             }

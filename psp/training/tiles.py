@@ -5,6 +5,7 @@ takes several times as long as their forward pass; here each of the three takes 
 """
 
 import ctypes
+import operator
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from psp.errors import KernelError
 from psp.native import load
-from psp.training.fused import fuse, like, pointer
+from psp.training.fused import NormReLU, fuse, like, pointer
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
 HEADERS = (SOURCE.with_suffix(".h"),)
@@ -41,7 +42,41 @@ def tiled(model):
     for name, module in list(network.named_modules()):
         if isinstance(module, nn.Conv2d) and is_tiled(module):
             network.set_submodule(name, TiledConv(module))
+    for node in _calls(network, nn.Identity):
+        node.replace_all_uses_with(node.args[0])
+        network.graph.erase_node(node)
+    for node in _calls(network, TiledConv):
+        _hand_on(node, network)
+    network.graph.lint()
+    network.recompile()
     return network
+
+
+def _calls(network, kind):
+    """The nodes that call a module of a kind."""
+    calls = [node for node in network.graph.nodes if node.op == "call_module"]
+    return [node for node in calls if isinstance(network.get_submodule(node.target), kind)]
+
+
+def _hand_on(node, network):
+    """Where a convolution's input is also what a later `NormReLU` adds, have the convolution hand it on to that.
+
+    So both gradients of it come to the convolution, which adds them as it writes its own.
+    """
+    (x,) = node.args
+    adding = [user for user in x.users if user is not node]
+    if len(adding) != 1 or adding[0].op != "call_module" or adding[0].args[1:] != (x,):
+        return
+    if not isinstance(network.get_submodule(adding[0].target), NormReLU):
+        return
+    if sum(other.target == node.target for other in network.graph.nodes) > 1:
+        return
+    network.get_submodule(node.target).hands_on = True
+    with network.graph.inserting_after(node):
+        beside = network.graph.call_function(operator.getitem, (node, 1))
+        y = network.graph.call_function(operator.getitem, (node, 0))
+    node.replace_all_uses_with(y, lambda user: user not in (y, beside))
+    adding[0].replace_input_with(x, beside)
 
 
 def is_tiled(conv):
@@ -53,41 +88,48 @@ def is_tiled(conv):
 
 
 class TiledConv(nn.Module):
-    """A convolution that stays where it is in its network, by tiles where its input is bfloat16."""
+    """A convolution that stays where it is in its network, by tiles where its input is bfloat16.
+
+    With `hands_on` it returns its input, too.
+    """
 
     def __init__(self, conv):
         super().__init__()
         self.conv = conv
+        self.hands_on = False
 
     def forward(self, x):
-        if not (self.conv.training and _fits(x)):
-            return self.conv(x)
-        return _TiledConv.apply(x, self.conv.weight)
+        if self.conv.training and _fits(x):
+            return _TiledConv.apply(x, self.conv.weight, self.hands_on)
+        return (self.conv(x), x) if self.hands_on else self.conv(x)
 
 
 class _TiledConv(torch.autograd.Function):
     """The training step of `TiledConv`: images N×C×H×W, channels-last bfloat16; weight K×C×3×3, float32."""
 
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, hands_on):
         ctx.save_for_backward(x, weight)
+        ctx.set_materialize_grads(False)
         packed = _packed(weight, x.dtype)
         size = (len(x), len(weight), *x.shape[2:])
         y = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
         kernels().forward(*map(pointer, (x, packed, y)), *_sizes(x, len(weight)))
-        return y
+        return (y, x) if hands_on else y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient):
+    def backward(ctx, gradient, beside=None):
         x, weight = ctx.saved_tensors
-        gradient = like(gradient, x)
+        gradient, beside = (None if g is None else like(g, x) for g in (gradient, beside))
+        if gradient is None:
+            return beside, None, None
         outputs, channels = weight.shape[:2]
         turned = _packed(weight.transpose(0, 1).flip(2, 3), x.dtype)
         dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         parts = torch.empty(PARTS, 3, 3, outputs, channels)
-        kernels().backward(*map(pointer, (x, gradient, turned, dx, parts)), *_sizes(x, outputs))
-        return dx, parts.sum(0).permute(2, 3, 0, 1).contiguous()
+        kernels().backward(*map(pointer, (x, gradient, turned, beside, dx, parts)), *_sizes(x, outputs))
+        return dx, parts.sum(0).permute(2, 3, 0, 1).contiguous(), None
 
 
 def _packed(weight, dtype):

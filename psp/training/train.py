@@ -19,6 +19,7 @@ from psp.training.distributed import own_device, processes
 from psp.training.epoch import State, check_finite, train_epoch
 from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic, fastest, remembered, ways
+from psp.training.memory import keep_memory
 
 # Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
 TRIAL_STEPS, TRIAL_STEPS_ON_CPU = 10, 1
@@ -57,6 +58,8 @@ def train_together(config, checkpoints, device, progress, together):
     finished = together.share(checkpoint.finished_record())
     if finished:  # before: the test set is not read a second time
         return finished
+    if device.type == "cpu":
+        keep_memory()
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)

@@ -1,5 +1,6 @@
 """The fused kernels against PyTorch in float64, and what `fuse` does to a network."""
 
+import platform
 import shutil
 from copy import deepcopy
 
@@ -126,6 +127,40 @@ def test_nan_is_passed_on_so_that_a_diverging_run_is_noticed(dtype):
 
 
 @needs_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no AVX-512 to do without")
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_without_instructions_for_bfloat16_no_bit_changes(dtype, monkeypatch):
+    x, residual, gradient = (images((3, 32, 8, 8), dtype, seed) for seed in (0, 1, 2))
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1.0, -1.0, 2**-100, -(2**-100)], dtype=dtype)
+    gradient[0, 0] = special
+    found = []
+    for flags in ((), ("-mno-avx512bf16",), ("-mno-avx512f",)):
+        library = native.load(fused.SOURCE, (*fused.OPTIONS, *flags), fused.HEADERS)
+        monkeypatch.setattr(fused, "kernels", lambda library=library: library)
+        torch.manual_seed(0)
+        norm, leaves = a_norm(32), [t.clone().requires_grad_() for t in (x, residual)]
+        z = NormReLU(norm)(*leaves)
+        found.append([z, *torch.autograd.grad(z, [*leaves, norm.weight, norm.bias], gradient)])
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            bits = torch.int16 if a.dtype == torch.bfloat16 else torch.int32
+            assert torch.equal(a.view(bits), b.view(bits))
+
+
+@needs_compiler
+@pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 2.0**-130])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_gradient_passes_where_the_output_is_above_0_or_nan(dtype, value):
+    norm = nn.BatchNorm2d(1, affine=True).train()
+    x = torch.zeros(1, 1, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    residual = torch.full_like(x, value).requires_grad_()
+    z = NormReLU(norm)(x, residual)
+    gradient = images((1, 1, 8, 8), dtype, 0)
+    (passed,) = torch.autograd.grad(z, residual, gradient)
+    assert torch.equal(passed, torch.where(z <= 0, 0.0, gradient))
+
+
+@needs_compiler
 @pytest.mark.parametrize("case", ["evaluation", "another layout", "half a block", "float64"])
 def test_what_the_kernels_cannot_do_pytorch_does(case):
     norm = a_norm(16)
@@ -192,6 +227,34 @@ def test_only_what_is_batch_norm_addition_and_relu_is_fused():
 
 
 @needs_compiler
+@pytest.mark.parametrize(("height", "width", "stride"), [(8, 8, 2), (7, 9, 2), (9, 6, 3)])
+def test_every_so_many_pixels_are_pooled_with_the_same_values_and_gradient(height, width, stride):
+    class Sliced(nn.Module):
+        def forward(self, x):
+            return x[:, :, ::stride, ::stride]
+
+    x = images((2, 16, height, width), torch.bfloat16, 0).requires_grad_()
+    pooled = fuse(Sliced())(x)
+    assert type(pooled.grad_fn).__name__ == "AvgPool2DBackward0"
+    gradient = images(pooled.shape, torch.bfloat16, 1)
+    sliced = Sliced()(x)
+    assert torch.equal(pooled, sliced)
+    assert torch.equal(torch.autograd.grad(pooled, x, gradient)[0], torch.autograd.grad(sliced, x, gradient)[0])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda x: x[:, :, ::2], lambda x: x[:, :, 1::2, 1::2], lambda x: x[:, ::2, ::2, ::2], lambda x: x[:, :, ::2, ::3],
+     lambda x: x[:, 0], lambda x: x[:, :, :4:2, ::2]],
+)  # fmt: skip
+def test_other_slices_stay_slices(part):
+    class Sliced(nn.Module):
+        def forward(self, x):
+            return part(x)
+
+    assert "avg_pool2d" not in fuse(Sliced()).code
+
+
 def test_a_network_that_cannot_be_traced_is_named():
     class Branching(nn.Module):
         def forward(self, x):

@@ -108,6 +108,58 @@ def test_what_the_kernels_cannot_do_pytorch_does(case):
         assert torch.equal(y, conv(x))
 
 
+@needs_tiles
+@pytest.mark.parametrize(("channels", "outputs"), [(16, 32), (32, 16), (64, 64)])
+def test_a_convolution_that_hands_its_input_on_adds_both_gradients_as_pytorch_does(channels, outputs):
+    conv, x = a_conv(channels, outputs), images((PARTS + 1, channels, 6, 8), 0).requires_grad_()
+    gradient, beside = images((PARTS + 1, outputs, 6, 8), 1), images((PARTS + 1, channels, 6, 8), 2)
+    alone = TiledConv(conv)(x)
+    dx, dw = torch.autograd.grad(alone, (x, conv.weight), gradient)
+    handing = TiledConv(conv)
+    handing.hands_on = True
+    for used, expected in (((0, 1), (dx + beside, dw)), ((0,), (dx, dw)), ((1,), (beside, None))):
+        outcome = handing(x)
+        assert torch.equal(outcome[0], alone)
+        assert torch.equal(outcome[1], x)
+        ours = torch.autograd.grad(
+            [outcome[k] for k in used], (x, conv.weight), [(gradient, beside)[k] for k in used], allow_unused=True
+        )
+        assert all(a is b or torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+@needs_tiles
+def test_which_convolutions_hand_their_input_on(monkeypatch):
+    """The first of each block whose shortcut is the identity; of two blocks it is not, and the stem has none."""
+    net = psp.create_model("resnet20").train()
+    handing = [name for name, m in tiled(net).named_modules() if isinstance(m, TiledConv) and m.hands_on]
+    assert handing == [f"layer{stage}.{block}.conv1" for stage in (1, 2, 3) for block in range(stage > 1, 3)]
+    x = images((PARTS, 3, 16, 16), 0)
+
+    def gradients():
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            tiled(net)(x).float().square().sum().backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    handed = gradients()
+    monkeypatch.setattr(tiles, "_hand_on", lambda node, network: None)
+    assert all(torch.equal(a, b) for a, b in zip(handed, gradients(), strict=True))
+
+
+@needs_tiles
+def test_a_shared_convolution_hands_nothing_on():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.first, self.second = a_conv(16, 16), nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            x = F.relu(self.first(self.conv(x)) + x)
+            return F.relu(self.second(self.conv(x)) + x)
+
+    assert not any(m.hands_on for m in tiled(Twice()).modules() if isinstance(m, TiledConv))
+
+
 def test_which_convolutions_are_tiled_by_hand():
     assert is_tiled(nn.Conv2d(16, 48, 3, padding=1, bias=False))
     others = (
