@@ -35,6 +35,14 @@ def separability(counts, low, high):
     return Separability(float(between.max() / variance), float(edges[1 + best].mean()))  # empty bins: amid the gap
 
 
+def median(counts, low, high):
+    """Of log10|α|: the centre of the bin that holds the middle one. NaN where there are no counts."""
+    counts = np.asarray(counts)
+    edges = np.linspace(low, high, len(counts) + 1)
+    centers = (edges[:-1] + edges[1:]) / 2
+    return float(centers[np.searchsorted(counts.cumsum(), counts.sum() / 2)]) if counts.sum() else float("nan")
+
+
 def share_near(counts, low, high, threshold, factor=3.0):
     """Share of the counts whose bin centre lies between threshold/factor and threshold·factor."""
     edges = np.linspace(low, high, len(counts) + 1)

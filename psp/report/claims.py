@@ -111,12 +111,10 @@ def _order_claim(runs, better, worse, level, tested):
         errors_by_seed(runs, (better, worse), level),
     )
     margins = ours[:, 1] - ours[:, 0]
-    text, seeds = _pair(ours), runs["seed"].nunique()
-    if len(margins) > 1:
-        text += f"; difference {margins.mean():.2f} ± {margins.std(ddof=1):.2f}"
+    text, seeds = _pair(ours) + difference(margins), runs["seed"].nunique()
     if 0 < len(margins) < seeds:
         text += f" ({len(margins)} of {seeds} seeds)"
-    verdict = _order_verdict(margins) if tested else NOT_TESTED
+    verdict = order_verdict(margins, ERROR_TOLERANCE) if tested else NOT_TESTED
     return (claim, _pair(theirs), text, f"{ERROR_TOLERANCE} points", verdict)
 
 
@@ -127,21 +125,26 @@ def errors_by_seed(runs, series, level):
     return errors[~np.isnan(errors).any(1)]
 
 
+def difference(margins):
+    """Mean and deviation of `margins` in words; empty for one seed."""
+    return f"; difference {margins.mean():.2f} ± {margins.std(ddof=1):.2f}" if len(margins) > 1 else ""
+
+
 def _pair(errors):
     return ", ".join(_number(value, 2) for value in (errors.mean(0) if len(errors) else (np.nan, np.nan)))
 
 
-def _order_verdict(margins):
-    """Whether the claim holds, by `margins` of its seeds: points by which it comes out."""
+def order_verdict(margins, tolerance):
+    """Whether a claim about a difference holds, by `margins`, an array: that by which it comes out, of each seed."""
     seeds = len(margins)
     if seeds < 2:
         return "undecided: one seed" if seeds else NOT_TESTED
     margin = margins.mean()
-    claimed = margin > ERROR_TOLERANCE
-    distance, half = abs(margin - (0.0 if claimed else ERROR_TOLERANCE)), half_width(margins)
+    claimed = margin > tolerance
+    distance, half = abs(margin - (0.0 if claimed else tolerance)), half_width(margins)
     if distance <= half:
         return f"undecided: inside the 95 % interval; {seeds_to_decide(distance, margins.std(ddof=1))} would decide it"
-    if abs(margin) + half < ERROR_TOLERANCE:
+    if abs(margin) + half < tolerance:
         return "does not hold: level, within the tolerance"
     return "holds" if claimed else "does not hold"
 

@@ -7,7 +7,7 @@ import pandas as pd
 from psp.errors import ConfigError
 from psp.files import ROOT
 from psp.method.methods import THRESHOLDED
-from psp.report.bimodality import separability, share_near
+from psp.report.bimodality import median, separability, share_near
 from psp.runs.record import read_record
 
 REFERENCE = ROOT / "results" / "reference"
@@ -73,7 +73,7 @@ def figure_2_table(records):
     """One row for each run that learns α by ℓ1 or weight decay: how clearly its |α| fall into two groups.
 
     `separability` as of `psp.report.bimodality` for all layers together, `cut` the |α| that parts the groups best,
-    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε.
+    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε, `median_log10` the median of log10|α|.
     """
     rows = []
     for run, record in records.items():
@@ -84,6 +84,7 @@ def figure_2_table(records):
             {
                 "run": run,
                 "series": SERIES[config["method"]],
+                "seed": config["seed"],
                 "structure_decay": config["structure_decay"],
                 "threshold": config["threshold"],
                 "sparsity_pct": 100 * record["sparsity"]["structures"],
@@ -91,6 +92,7 @@ def figure_2_table(records):
                 "separability": share,
                 "cut": 10**cut,
                 "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], config["threshold"]),
+                "median_log10": median(counts, bins["low"], bins["high"]),
             }
         )
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from psp.report.bimodality import separability, share_near
+from psp.report.bimodality import median, separability, share_near
 
 
 def test_two_spikes_are_separable_and_the_cut_lies_amid_the_gap():
@@ -59,3 +59,9 @@ def test_share_near_the_threshold_by_hand():
     counts = [1, 5, 2, 4]  # centres 10^-2.5, 10^-1.5, 10^-0.5, 10^0.5
     assert share_near(counts, -3.0, 1.0, 0.03) == pytest.approx(5 / 12)
     assert share_near([1, 1], -3.0, 1.0, 100.0) == 0.0
+
+
+def test_the_median_is_the_middle_of_the_bin_that_holds_it():
+    assert median([1, 0, 0, 1, 3], -5.0, 0.0) == -0.5
+    assert median([3, 0, 1, 0, 1], -5.0, 0.0) == -4.5
+    assert math.isnan(median([0, 0], -1.0, 1.0))

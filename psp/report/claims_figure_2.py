@@ -1,0 +1,74 @@
+"""The claims of the paper's Figure 2, each with a tolerance: weight decay parts the α in two groups, ℓ1 pulls all to 0.
+
+What the paper has in numbers is not available to us. Ours are of the last epoch, of all layers together, by the
+histograms of log10|α| in run records. Of each seed the pair of runs is compared, one by each regularizer, whose
+sparsities are closest; a claim is decided as in `psp.report.claims`. Claims and tolerances were written down when no
+run of eighteen epochs by ℓ1 regularization had been, and those of three epochs and trials were known.
+"""
+
+from itertools import groupby
+from typing import NamedTuple
+
+import pandas as pd
+
+from psp.report.claims import NOT_TESTED, OPEN, difference, order_verdict
+from psp.report.figures.figure_2 import closest_pair
+from psp.report.tables import figure_2_table
+
+
+class Claim(NamedTuple):
+    """That weight decay has more of a `column` of `figure_2_table` than ℓ1 has (`sign` 1), or less (−1)."""
+
+    text: str
+    column: str
+    sign: int
+    tolerance: float
+    unit: str = ""
+
+
+CLAIMS = (
+    Claim("weight decay parts α more clearly than ℓ1: separability", "separability", 1, 0.05),
+    Claim("weight decay leaves fewer α near ε than ℓ1 (within a factor 3)", "near_threshold_pct", -1, 5.0, " %"),
+    Claim("ℓ1 pulls all α towards 0, weight decay does not: median of log10 |α|", "median_log10", 1, 0.3),
+)
+
+
+def figure_2_claims(records, configs, complete=True):
+    """Table of claims: what came out of weight decay and of ℓ1, the tolerance, and whether the claim holds.
+
+    Args:
+        records: {run: record} of both methods and all seeds. A seed of which one method has no run is left out.
+        configs: the RunConfigs of the profile, whose data decide what it can test.
+        complete: whether these are all runs of the profile; where some are still to come, no claim is decided.
+    """
+    pairs = [pair for pair in map(_pair, _by_seed(records)) if pair is not None]
+    ours = pd.concat(pairs) if pairs else None
+    tested = ours is not None and all(config.dataset == "cifar10" for config in configs)
+    rows = [_row(claim, ours, tested, complete) for claim in CLAIMS]
+    return pd.DataFrame(rows, columns=["claim", "ours: weight decay, ℓ1", "pruned, %", "tolerance", "verdict"])
+
+
+def _by_seed(records):
+    def seed(record):
+        return record["config"]["seed"]
+
+    return [list(group) for _, group in groupby(sorted(records.values(), key=seed), seed)]
+
+
+def _pair(records):
+    """A row of weight decay's numbers and ℓ1's; None where one of them has no run."""
+    if len({record["config"]["method"] for record in records}) < 2:
+        return None
+    l1, decay = closest_pair(records)
+    table = figure_2_table({"l1": l1, "decay": decay}).set_index("run")
+    return pd.DataFrame({(name, run): [table.loc[run, name]] for name in table.columns for run in table.index})
+
+
+def _row(claim, ours, tested, complete):
+    if not tested:
+        return (claim.text, "–", "–", f"{claim.tolerance}{claim.unit}", NOT_TESTED)
+    decay, l1 = (ours[claim.column, run].to_numpy() for run in ("decay", "l1"))
+    pruned = ", ".join(f"{ours['sparsity_pct', run].mean():.1f}" for run in ("decay", "l1"))
+    text = f"{decay.mean():.2f}, {l1.mean():.2f}" + difference(claim.sign * (decay - l1))
+    verdict = order_verdict(claim.sign * (decay - l1), claim.tolerance) if complete else OPEN
+    return (claim.text, text, pruned, f"{claim.tolerance}{claim.unit}", verdict)
