@@ -22,7 +22,7 @@ from psp.files import write_json
 from psp.training.fused import fuse
 from psp.training.tiles import tiled
 
-ROUNDS = 3
+ROUNDS = 5
 # A way that takes longer than the fastest by this factor is not timed again.
 CLOSE = 1.4
 
