@@ -1,6 +1,5 @@
 """An extracted network as a file for other runtimes."""
 
-import io
 import math
 from pathlib import Path
 
@@ -38,15 +37,14 @@ def export(network, path, example_input):
         raise ExtractError(f"psp.export needs {error.name}: pip install onnx onnxscript onnxruntime") from error
     path, inputs = Path(path), example_input if isinstance(example_input, tuple) else (example_input,)
     expected = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
-    made = io.BytesIO()
-    torch.onnx.export(network, inputs, dynamo=True, verbose=False).save(made)
-    session = onnxruntime.InferenceSession(made.getvalue(), providers=["CPUExecutionProvider"])
+    content = torch.onnx.export(network, inputs, dynamo=True, verbose=False).model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
     got = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
     worst = max(_difference(torch.from_numpy(ours), theirs) for ours, theirs in zip(got, expected, strict=True))
     if not worst < TOLERANCE:
         raise ExtractError(f"onnxruntime gives other outputs than the network: they differ by {worst:.1e}, relatively")
-    write_bytes(made.getvalue(), path)
+    write_bytes(content, path)
     return path
 
 

@@ -95,7 +95,7 @@ def figure(profile, name, so_far=False):
             raise errors.ConfigError(f"--so-far is for {' and '.join(BEFORE_ALL)}; {name} needs all runs")
         results /= "so_far"
         parameters["so_far"] = True
-    execute(FIGURES[name], profile.notebook_path(name), {**parameters, "output": str(results)})
+    execute(FIGURES[name], results / "executed" / f"{name}.ipynb", {**parameters, "output": str(results)})
     said = f"{name}: see {results.relative_to(ROOT) / 'figures'} and tables beside it"
     if name == "network_table" and not paper_values().empty:
         said += "\n\n" + (results / "tables" / "networks_paper.md").read_text(encoding="utf-8")

@@ -1,9 +1,10 @@
 """The claims of the paper's Figure 2, each with a tolerance: weight decay parts the α in two groups, ℓ1 pulls all to 0.
 
 What the paper has in numbers is not available to us. Ours are of the last epoch, of all layers together, by the
-histograms of log10|α| in run records. Of each seed the pair of runs is compared, one by each regularizer, whose
-sparsities are closest; a claim is decided as in `psp.report.claims`. Claims and tolerances were written down when no
-run of eighteen epochs by ℓ1 regularization had been, and those of three epochs and trials were known.
+histograms of log10|α| in run records; α that all lie in one bin have a separability of 0. Of each seed the pair of runs
+is compared, one by each regularizer, whose sparsities are closest; a claim is decided as in `psp.report.claims`. Claims
+and tolerances were written down when no run of eighteen epochs by ℓ1 regularization had been, and those of three epochs
+and trials were known.
 """
 
 from itertools import groupby
@@ -67,7 +68,7 @@ def _pair(records):
 def _row(claim, ours, tested, complete):
     if not tested:
         return (claim.text, "–", "–", f"{claim.tolerance}{claim.unit}", NOT_TESTED)
-    decay, l1 = (ours[claim.column, run].to_numpy() for run in ("decay", "l1"))
+    decay, l1 = (ours[claim.column, run].fillna(0.0).to_numpy() for run in ("decay", "l1"))
     pruned = ", ".join(f"{ours['sparsity_pct', run].mean():.1f}" for run in ("decay", "l1"))
     text = f"{decay.mean():.2f}, {l1.mean():.2f}" + difference(claim.sign * (decay - l1))
     verdict = order_verdict(claim.sign * (decay - l1), claim.tolerance) if complete else OPEN

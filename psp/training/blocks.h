@@ -43,7 +43,8 @@ inline void gradient_passed(const T* dz, const uint32_t* passing, float* gradien
             gradient[word * kBits + j] = passing[word] >> j & 1 ? load(dz[word * kBits + j]) : 0.0f;
 }
 
-// To the nearest, ties to even; the NaN of arithmetic stays NaN.
+// To the nearest, ties to even; the NaN of arithmetic stays NaN. Numbers below 2⁻¹²⁶ become 0 where the processor has an
+// instruction for this.
 #ifdef __AVX512BF16__
 inline void store(const float* values, bfloat16* to) {
     for (int64_t j = 0; j < kBlock; j += 32) {
@@ -52,7 +53,7 @@ inline void store(const float* values, bfloat16* to) {
     }
 }
 
-// As integers, numbers > 0 are > 0, and NaN with a sign is above −∞ without one.
+// Read as signed integers, numbers > 0 and NaN without a sign are > 0; read without signs, NaN with one is above −∞.
 inline void note_passing(const bfloat16* z, uint32_t* passing) {
     const __m512i zero = _mm512_setzero_si512(), infinity = _mm512_set1_epi16((short)0xff80);
     for (int64_t word = 0; word < kBlock / kBits; ++word) {

@@ -104,11 +104,11 @@ def processes(device):
 def own_device(device=None):
     """This process's device: of the GPUs its own, if `device` names no other; without any, and unasked, the CPU.
 
-    Raises ConfigError for one that is not here.
+    Raises ConfigError for what names no device, and for a GPU where torch finds none.
     """
     try:
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}; name it as torch does, 'cpu' or 'cuda:0'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {str(device)!r} is not here: torch finds no GPU; leave `device` out for the CPU")

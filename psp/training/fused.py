@@ -98,7 +98,7 @@ def fuse(model):
     for node in graph_module.graph.nodes:
         stride = _subsampling(node)
         if stride:
-            node.target, node.args = F.avg_pool2d, (node.args[0], 1, stride)
+            node.target, node.args = every, (node.args[0], stride)
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
@@ -122,18 +122,27 @@ def _replace(relu, graph_module):
         graph_module.graph.erase_node(node)
 
 
-def _subsampling(node):
-    """The stride s of a node that takes every s-th pixel, x[:, :, ::s, ::s]; None for any other.
+def every(x, stride):
+    """x[:, :, ::stride, ::stride], of images as pooling of one pixel, whose gradient is written row by row.
 
-    PyTorch writes the gradient of such a slice pixel by pixel, in a layout of its own; that of pooling of one pixel,
-    which has the same values, in that of the images.
+    PyTorch writes that of a slice pixel by pixel, in a layout of its own.
+    """
+    pooled = x.ndim == 4 and x.is_floating_point()
+    return F.avg_pool2d(x, 1, stride) if pooled else x[:, :, ::stride, ::stride]
+
+
+def _subsampling(node):
+    """The stride s of a node that takes every s-th pixel, x[:, :, ::s, ::s], only to be padded; None for any other.
+
+    A slice shares memory with x, which pooling does not: where something might write into it, it stays a slice.
     """
     if node.target is not operator.getitem or not isinstance(node.args[1], tuple) or len(node.args[1]) != 4:
         return None
     *whole, down, right = node.args[1]
     stride = down.step if isinstance(down, slice) else None
     taken = all(index == slice(None) for index in whole) and down == right == slice(None, None, stride)
-    return stride if taken and isinstance(stride, int) and stride > 1 else None
+    padded = all(user.target is F.pad for user in node.users)
+    return stride if taken and padded and isinstance(stride, int) and stride > 1 else None
 
 
 def _is_relu(node, graph_module):

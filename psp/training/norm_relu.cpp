@@ -127,8 +127,8 @@ void forward(const T* x, const T* residual, T* z, int64_t n, int64_t c, const fl
 }
 
 template <typename T>
-void backward(const T* dz, const uint32_t* passing, const T* x, T* dx, T* dresidual, int64_t n, int64_t c, const float* gamma,
-              const float* mean, const float* scale, float* dgamma, float* dbeta) {
+void backward(const T* dz, const uint32_t* passing, const T* x, T* dx, T* dresidual, int64_t n, int64_t c,
+              const float* gamma, const float* mean, const float* scale, float* dgamma, float* dbeta) {
     const int64_t size = n * c, period = std::lcm(c, kBlock);
     const std::vector<float> centers = repeated(mean, c, period);
     std::vector<double> sum(c), product(c);

@@ -43,8 +43,9 @@ def tiled(model):
         if isinstance(module, nn.Conv2d) and is_tiled(module):
             network.set_submodule(name, TiledConv(module))
     for node in _calls(network, nn.Identity):
-        node.replace_all_uses_with(node.args[0])
-        network.graph.erase_node(node)
+        if not _has_hooks(network.get_submodule(node.target)):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
     for node in _calls(network, TiledConv):
         _hand_on(node, network)
     network.graph.lint()
@@ -53,9 +54,13 @@ def tiled(model):
 
 
 def _calls(network, kind):
-    """The nodes that call a module of a kind."""
-    calls = [node for node in network.graph.nodes if node.op == "call_module"]
+    """The nodes that call a module of a kind with one argument."""
+    calls = [node for node in network.graph.nodes if node.op == "call_module" and len(node.args) == 1]
     return [node for node in calls if isinstance(network.get_submodule(node.target), kind)]
+
+
+def _has_hooks(module):
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _hand_on(node, network):
@@ -63,25 +68,27 @@ def _hand_on(node, network):
 
     So both gradients of it come to the convolution, which adds them as it writes its own.
     """
-    (x,) = node.args
-    adding = [user for user in x.users if user is not node]
-    if len(adding) != 1 or adding[0].op != "call_module" or adding[0].args[1:] != (x,):
+    (x,), nodes = node.args, list(network.graph.nodes)
+    users = [user for user in x.users if user is not node]
+    if len(users) != 1 or sum(other.target == node.target for other in nodes) > 1:
         return
-    if not isinstance(network.get_submodule(adding[0].target), NormReLU):
+    (adding,) = users
+    is_residual = adding.op == "call_module" and adding.args[1:] == (x,) and adding.args[0] is not x
+    if not is_residual or not isinstance(network.get_submodule(adding.target), NormReLU):
         return
-    if sum(other.target == node.target for other in network.graph.nodes) > 1:
+    if nodes.index(adding) < nodes.index(node):
         return
     network.get_submodule(node.target).hands_on = True
     with network.graph.inserting_after(node):
         beside = network.graph.call_function(operator.getitem, (node, 1))
         y = network.graph.call_function(operator.getitem, (node, 0))
     node.replace_all_uses_with(y, lambda user: user not in (y, beside))
-    adding[0].replace_input_with(x, beside)
+    adding.replace_input_with(x, beside)
 
 
 def is_tiled(conv):
     """Whether the kernels compute a convolution: 3×3, stride 1, zeros around, channels in multiples of 16, no hooks."""
-    if conv._forward_hooks or conv._forward_pre_hooks:
+    if _has_hooks(conv):
         return False
     usual = all(getattr(conv, name) == value for name, value in NEEDED.items()) and conv.padding_mode == "zeros"
     return usual and conv.in_channels % CHANNELS == 0 and conv.out_channels % CHANNELS == 0
@@ -98,10 +105,10 @@ class TiledConv(nn.Module):
         self.conv = conv
         self.hands_on = False
 
-    def forward(self, x):
-        if self.conv.training and _fits(x):
-            return _TiledConv.apply(x, self.conv.weight, self.hands_on)
-        return (self.conv(x), x) if self.hands_on else self.conv(x)
+    def forward(self, input):  # called so by nn.Conv2d
+        if self.conv.training and _fits(input):
+            return _TiledConv.apply(input, self.conv.weight, self.hands_on)
+        return (self.conv(input), input) if self.hands_on else self.conv(input)
 
 
 class _TiledConv(torch.autograd.Function):

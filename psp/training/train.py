@@ -29,7 +29,8 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
     """Train one run to its end, from its last checkpoint if there is one; returns its record, a JSON-ready dict.
 
     A run that is finished already is not trained again: its record is returned as it is. Under `torchrun` its
-    processes train it together, from a folder of checkpoints that all of them see.
+    processes train it together, from a folder of checkpoints that all of them see. On a CPU the process keeps the
+    memory of its activations, up to 2 GiB, until it ends (`psp.training.memory`).
 
     Args:
         config: a `RunConfig` or a mapping of its fields.

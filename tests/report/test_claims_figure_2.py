@@ -34,6 +34,7 @@ def verdicts(decay, l1, seeds=3, complete=True, configs=CONFIGS):
 def test_what_the_paper_says_holds_where_weight_decay_parts_and_l1_does_not():
     assert verdicts(TWO_HEAPS, HEAP)[:2] == ["holds", "holds"]
     assert verdicts(HEAP, TWO_HEAPS)[:2] == ["does not hold", "does not hold"]
+    assert verdicts(HEAP, NOTHING_BUT_0)[0] == "holds", "one bin is one group"
     assert verdicts(HEAP, HEAP)[:2] == ["does not hold: level, within the tolerance"] * 2
 
 

@@ -1,5 +1,6 @@
 """Freed memory is kept, so that what is allocated next does not come as new pages."""
 
+import ctypes
 import subprocess
 import sys
 
@@ -26,6 +27,8 @@ def faults(keep):
 
 
 def test_what_was_freed_is_used_again():
-    if faults(keep=False) < 15 * 1000:
+    if not (sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt")):
+        pytest.skip("this system's C library cannot be told to keep memory")
+    if (before := faults(keep=False)) < 15 * 1000:
         pytest.skip("this system's C library keeps memory unasked")
-    assert faults(keep=True) < 1000
+    assert faults(keep=True) < before / 10

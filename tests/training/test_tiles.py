@@ -146,18 +146,52 @@ def test_which_convolutions_hand_their_input_on(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(handed, gradients(), strict=True))
 
 
+class Pair(nn.Module):
+    def __init__(self, forward):
+        super().__init__()
+        self.conv, self.other, self.same = a_conv(16, 16), a_conv(16, 16), nn.Identity()
+        self.first, self.second = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.compute = forward
+
+    def forward(self, x):
+        return self.compute(self, x * 1)
+
+
+def shared(net, x):
+    x = F.relu(net.first(net.conv(x)) + x)
+    return F.relu(net.second(net.conv(x)) + x)
+
+
+def added_before(net, x):
+    return F.relu(net.first(x * 2) + x) + net.conv(x)
+
+
+def read_by_a_third(net, x):
+    return F.relu(net.first(net.conv(x)) + x) + net.other(x)
+
+
+def no_keyword(net, x):
+    return F.relu(net.first(net.conv(input=x)) + net.same(input=x))
+
+
 @needs_tiles
-def test_a_shared_convolution_hands_nothing_on():
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.first, self.second = a_conv(16, 16), nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+@pytest.mark.parametrize("forward", [shared, added_before, read_by_a_third, no_keyword])
+def test_where_nothing_is_handed_on(forward):
+    net = Pair(forward)
+    network, x = tiled(net), images((PARTS, 16, 6, 8), 0)
+    assert not any(m.hands_on for m in network.modules() if isinstance(m, TiledConv))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(network(x), net(x), rtol=0.05, atol=0.05)
 
-        def forward(self, x):
-            x = F.relu(self.first(self.conv(x)) + x)
-            return F.relu(self.second(self.conv(x)) + x)
 
-    assert not any(m.hands_on for m in tiled(Twice()).modules() if isinstance(m, TiledConv))
+@needs_tiles
+def test_an_identity_with_a_hook_stays():
+    net, seen = Pair(lambda net, x: F.relu(net.first(net.conv(x)) + net.same(x))), []
+    assert "same" not in tiled(net).code
+    net.same.register_forward_hook(lambda *_: seen.append(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        tiled(net)(images((PARTS, 16, 6, 8), 0))
+    assert seen
 
 
 def test_which_convolutions_are_tiled_by_hand():
