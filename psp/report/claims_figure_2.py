@@ -30,7 +30,7 @@ class Claim(NamedTuple):
 CLAIMS = (
     Claim("weight decay parts α more clearly than ℓ1: separability", "separability", 1, 0.05),
     Claim("weight decay leaves fewer α near ε than ℓ1 (within a factor 3)", "near_threshold_pct", -1, 5.0, " %"),
-    Claim("ℓ1 pulls all α towards 0, weight decay does not: median of log10 |α|", "median_log10", 1, 0.3),
+    Claim("ℓ1 pulls all α towards 0, weight decay does not: median magnitude, log10", "median_log10", 1, 0.3),
 )
 
 
