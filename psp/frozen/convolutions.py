@@ -9,6 +9,7 @@ from psp.extraction.smallest import pads
 from psp.frozen.sampling import shuffled
 from psp.frozen.values import CONV, RELU, pair, require
 from psp.kernels.columns import ColumnSparseConv2d, nonzero_columns
+from psp.kernels.spread import kind_of
 
 
 def convolution(plan, x, module):
@@ -22,7 +23,7 @@ def convolution(plan, x, module):
 def padded_convolution(plan, x, module):
     """A kernel whose center is elsewhere, as psp.extract writes it."""
     pad, conv = module
-    require(type(pad) is nn.ZeroPad2d and type(conv) is nn.Conv2d and not any(conv.padding))
+    require(type(pad) is nn.ZeroPad2d and kind_of(conv) is nn.Conv2d and not any(conv.padding))
     left, right, top, bottom = pad.padding
     return dense(plan, x, conv, [(top, bottom), (left, right)])
 

@@ -368,8 +368,8 @@ def test_a_network_of_torchvision_trains_on_the_drawings(tmp_path, monkeypatch):
     "run",
     [
         "psp_weight_decay-resnet18-column-2e-5-s0",
-        "psp_weight_decay-resnet50-channel-13e-6-s0",
-        "psp_weight_decay-densenet121-layer-2e-5-s0",
+        "psp_weight_decay-resnet50-channel-56e-6-s0",
+        "psp_weight_decay-densenet121-layer-47e-6-s0",
     ],
 )
 def test_the_paper_profile_starts(run, tmp_path, monkeypatch):
