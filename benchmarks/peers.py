@@ -24,7 +24,6 @@ from psp.runs.provenance import provenance
 from psp.timing.networks import lively
 from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic
-from psp.training.memory import keep_memory
 from psp.training.train import chosen, make_optimizer, one_epoch, start, steps_per_epoch
 
 STEPS = 400  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
@@ -68,7 +67,6 @@ def remove(pruner, model, image, reduction):
 def train(config, pruner_name, regularization, reduction, checkpoints):
     """Train and prune one network; returns its record, a JSON-ready dict, with the shapes that are left."""
     device = torch.device("cpu")
-    keep_memory()
     data = load(config.dataset)
     training, validation = data.hold_out(config.holdout)
     image = torch.zeros(1, 3, SIDE, SIDE)

@@ -30,7 +30,6 @@ from psp.runs.provenance import device_name, git_commit
 from psp.timing.work import measure_limits
 from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic
-from psp.training.memory import keep_memory
 from psp.training.train import choose, compute_as_chosen, start
 
 BATCH = 128
@@ -55,7 +54,6 @@ def chosen_step(network):
 
 def our_turn(network, method, choice):
     """A function of a number of batches: seconds that psp.train takes for them."""
-    keep_memory()
     settings, data = config(network, method), load("cifar10").to(DEVICE)
     state = start(settings, data.num_classes, DEVICE)
     state.choice = choice

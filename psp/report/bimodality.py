@@ -38,14 +38,17 @@ def separability(counts, low, high):
 def median(counts, low, high):
     """Of log10|α|: the centre of the bin that holds the middle one. NaN where there are no counts."""
     counts = np.asarray(counts)
-    edges = np.linspace(low, high, len(counts) + 1)
-    centers = (edges[:-1] + edges[1:]) / 2
+    centers = _centers(low, high, len(counts))
     return float(centers[np.searchsorted(counts.cumsum(), counts.sum() / 2)]) if counts.sum() else float("nan")
 
 
 def share_near(counts, low, high, threshold, factor=3.0):
     """Share of the counts whose bin centre lies between threshold/factor and threshold·factor."""
-    edges = np.linspace(low, high, len(counts) + 1)
-    centers = (edges[:-1] + edges[1:]) / 2
+    centers = _centers(low, high, len(counts))
     near = np.abs(centers - np.log10(threshold)) <= np.log10(factor)
     return float(np.asarray(counts)[near].sum() / max(np.sum(counts), 1))
+
+
+def _centers(low, high, bins):
+    edges = np.linspace(low, high, bins + 1)
+    return (edges[:-1] + edges[1:]) / 2

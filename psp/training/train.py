@@ -59,8 +59,6 @@ def train_together(config, checkpoints, device, progress, together):
     finished = together.share(checkpoint.finished_record())
     if finished:  # before: the test set is not read a second time
         return finished
-    if device.type == "cpu":
-        keep_memory()
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with deterministic():
         state = start(config, data.num_classes, device)
@@ -108,6 +106,8 @@ def steps_per_epoch(config, images):
 
 def start(config, num_classes, device):
     """A run's state before its first step; everything random in it follows from the seed."""
+    if device.type == "cpu":
+        keep_memory()
     torch.manual_seed(config.seed)
     model = build_model(config, num_classes).to(device, memory_format=torch.channels_last)
     return State(model, make_optimizer(model, config), torch.Generator().manual_seed(config.seed))
