@@ -18,7 +18,7 @@ from tqdm import tqdm
 import psp
 from psp.data.images import SIDE
 from psp.data.sets import load
-from psp.files import write_json
+from psp.files import sealed, write_json
 from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
 from psp.timing.networks import lively
@@ -135,7 +135,7 @@ def main():
     options = vars(parser.parse_args())
     how = [options.pop(name) for name in ("pruner", "regularization", "reduction", "checkpoints")]
     record = options.pop("record")
-    write_json(train(RunConfig(method="baseline", **options), *how), record)
+    write_json(sealed(train(RunConfig(method="baseline", **options), *how)), record)
 
 
 if __name__ == "__main__":

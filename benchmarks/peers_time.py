@@ -12,13 +12,11 @@ from peers import narrowed
 
 import psp
 from psp.data.images import SIDE
-from psp.data.sets import classes_of
 from psp.extraction.extract import fold_batchnorm
 from psp.files import read_json, write_json
-from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
-from psp.timing.networks import trained_masks
+from psp.timing.networks import left_by
 from psp.timing.record import make_variants, time_batch
 
 BATCHES = (1, 64)
@@ -30,12 +28,8 @@ SETTINGS = {
 
 def network(path):
     """The network that a record leaves, in evaluation mode, its batch normalization folded."""
-    record, image = read_json(path, "train the run again"), torch.zeros(1, 3, SIDE, SIDE)
-    if "pruner" in record:
-        return fold_batchnorm(narrowed(record))
-    config = RunConfig.of(record["config"])
-    masked = trained_masks(config, classes_of(record["data"]), read_record(path))
-    return fold_batchnorm(masked) if config.method == "baseline" else psp.extract(masked, image)
+    record = read_json(path, "train the run again")
+    return fold_batchnorm(narrowed(record)) if "pruner" in record else left_by(read_record(path))
 
 
 def timed(networks, settings=SETTINGS, batches=BATCHES):

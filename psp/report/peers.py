@@ -8,11 +8,26 @@ the logarithm of the factor between its runs; the ℓ1 norm's as well.
 import numpy as np
 import pandas as pd
 
+from psp.errors import ConfigError
+from psp.files import SEAL, is_sealed, read_json
 from psp.report.claims import half_width
 from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES, structure_of
+from psp.report.timing_tables import fastest, variant
 
+BUDGET = ("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay")
+DAMAGED = "restore it by git, or make it again by benchmarks/peers.py"
+# As benchmarks/peers.py calls them.
 PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
+
+
+def read_peers(folder):
+    """{name: record} of the records of benchmarks/peers.py in a folder. Raises ConfigError for one that is damaged."""
+    records = {path.stem: read_json(path, DAMAGED) for path in sorted(folder.glob("*.json"))}
+    for name, record in records.items():
+        if not is_sealed(record):
+            raise ConfigError(f"{folder / name}.json is damaged: it does not fit its {SEAL}; {DAMAGED}")
+    return records
 
 
 def run_row(record, cost, dense):
@@ -28,6 +43,46 @@ def peer_row(record):
     return _row(PRUNERS[record["pruner"]], record, record["mac_reduction"], record["parameters"])
 
 
+def searched_table(records):
+    """The search for a peer's decay, {name: record of a run with images held out}: the best of each pruner first."""
+    rows = [
+        {
+            "method": PRUNERS[record["pruner"]],
+            "regularization": record["regularization"],
+            "mac_reduction": record["mac_reduction"],
+            "parameters": record["parameters"],
+            "held_out_error_pct": record["curve"][-1]["validation_error_pct"],
+        }
+        for record in records.values()
+    ]
+    return pd.DataFrame(rows).sort_values(["method", "held_out_error_pct"], ignore_index=True)
+
+
+def latency_table(timed):
+    """The fastest variant of each network and batch in a record of benchmarks/peers_time.py, and its speed-up.
+
+    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense".
+    """
+    rows = []
+    for batch in dict.fromkeys(timing["batch"] for timing in timed["timings"]):
+        own = [timing for timing in timed["timings"] if timing["batch"] == batch]
+        best = {name: fastest(t for t in own if t["network"] == name) for name in timed["cost"]}
+        dense = best["dense"]["median_s"]
+        for name, timing in best.items():
+            rows.append(
+                {
+                    "network": name,
+                    "batch": batch,
+                    "variant": variant(timing),
+                    "mac_reduction": timed["cost"]["dense"]["macs"] / timed["cost"][name]["macs"],
+                    "parameters": timed["cost"][name]["params"],
+                    "ms": 1e3 * timing["median_s"],
+                    "speed_up": dense / timing["median_s"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _row(method, record, reduction, parameters):
     return {
         "method": method,
@@ -36,6 +91,17 @@ def _row(method, record, reduction, parameters):
         "parameters": parameters,
         "test_error_pct": record["test_error_pct"],
     }
+
+
+def check_budget(records):
+    """Raise ConfigError unless all records, {name: record}, are of one network, data set and schedule."""
+    (first, reference), *others = ((name, record["config"]) for name, record in records.items())
+    for name, config in others:
+        for key in BUDGET:
+            if config[key] != reference[key]:
+                raise ConfigError(
+                    f"{name!r} has {key} {config[key]!r}, {first!r} {reference[key]!r}: compare what has one budget"
+                )
 
 
 def at_equal_cost(rows, reductions):

@@ -14,6 +14,11 @@ def fastest(timings):
     return min(timings, key=lambda t: t["median_s"], default=None)
 
 
+def variant(timing):
+    """Backend and precision of a timing in words."""
+    return f"{CALLED.get(timing['backend'], timing['backend'])}, {timing['precision']}"
+
+
 def speed_ups(record):
     """One row for each network, batch and precision of a record.
 
@@ -64,7 +69,7 @@ def _described(network):
 def _columns(name, timing, limits):
     bound = floors(Work(timing["values"], timing["macs"]), Limits(**limits), timing["precision"])
     return {
-        f"{name}_variant": f"{CALLED.get(timing['backend'], timing['backend'])}, {timing['precision']}",
+        f"{name}_variant": variant(timing),
         f"{name}_ms": 1e3 * timing["median_s"],
         f"{name}_iqr_ms": 1e3 * (timing["high_s"] - timing["low_s"]),
         f"{name}_memory_floor_ms": 1e3 * bound["memory_s"],

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 
 from psp.data.sets import classes_of
+from psp.extraction.extract import extract, fold_batchnorm
 from psp.method.attach import originals
 from psp.method.baselines import fix_sparsity
 from psp.method.masks import apply_masks
 from psp.method.methods import build_model
 from psp.method.parameterize import parameterize, structure_parameters
 from psp.models import create_model
+from psp.runs.config import RunConfig
 from psp.runs.record import read_record
 
 SEED = 0
@@ -52,6 +54,18 @@ def trained_masks(config, classes, record):
     """The network of a run in evaluation mode, with the run's last masks and random weights."""
     torch.manual_seed(SEED)
     return lively(apply_masks(build_model(config, classes), record))
+
+
+def left_by(record):
+    """The network that a run's record leaves, extracted, of a dense run the dense one; in evaluation mode.
+
+    Its batch normalization is folded, its weights are random: what a network costs and how fast it is, masks decide.
+    """
+    config = RunConfig.of({"place": "weight", **record["config"]})  # where α stood before records said so
+    network = trained_masks(config, classes_of(record["data"]), record)
+    if config.method == "baseline":
+        return fold_batchnorm(network)
+    return extract(network, torch.randn(1, 3, config.test_side, config.test_side))
 
 
 def random_masks(name, structure, sparsity, skip, classes=10):

@@ -7,8 +7,22 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from psp.errors import ConfigError
+from psp.files import sealed, write_json
+from psp.report.figures.peers import peers_figure
 from psp.report.paper_tables import DENSE
-from psp.report.peers import at_equal_cost, differences, peer_row, peers_table, run_row
+from psp.report.peers import (
+    at_equal_cost,
+    check_budget,
+    differences,
+    latency_table,
+    peer_row,
+    peers_table,
+    read_peers,
+    run_row,
+    searched_table,
+)
+from psp.report.tables import above_dense
 
 WHOLE = SimpleNamespace(macs=64, params=1000)
 
@@ -63,6 +77,69 @@ def test_differences_are_of_common_seeds_with_students_interval():
     assert at_two.half_width == pytest.approx(stats.t.ppf(0.975, 1) * np.std([1.5, 1.0], ddof=1) / 2**0.5)
     assert (at_four.seeds, at_four.below_by) == (1, pytest.approx(2.0))
     assert np.isnan(at_four.half_width)
+
+
+def test_the_search_shows_the_best_decay_of_each_pruner_first():
+    made = [("slimming", 1e-4, 15.0), ("group_norm", 1e-3, 14.0), ("slimming", 1e-5, 13.0)]
+    records = {
+        f"{pruner}-{decay:g}": {"pruner": pruner, "regularization": decay, "mac_reduction": 4.0, "parameters": 300}
+        | {"curve": [{"validation_error_pct": 90.0}, {"validation_error_pct": error}]}
+        for pruner, decay, error in made
+    }
+    table = searched_table(records)
+    assert table["method"].tolist() == ["group norm", "network slimming", "network slimming"]
+    assert table["regularization"].tolist() == [1e-3, 1e-5, 1e-4]
+    assert table["held_out_error_pct"].tolist() == [14.0, 13.0, 15.0]
+
+
+def test_a_network_is_as_fast_as_its_fastest_variant():
+    rows = [
+        ("narrow", 1, "eager", 3e-3),
+        ("narrow", 1, "lanes", 1e-3),
+        ("dense", 1, "eager", 4e-3),
+        ("narrow", 64, "eager", 5e-2),
+        ("dense", 64, "eager", 2e-1),
+        ("dense", 64, "lanes", 3e-1),
+    ]
+    names = ("network", "batch", "backend", "median_s")
+    timings = [dict(zip(names, row, strict=True)) | {"precision": "float32"} for row in rows]
+    costs = {"dense": {"macs": 64, "params": 1000}, "narrow": {"macs": 16, "params": 300}}
+    table = latency_table({"cost": costs, "timings": timings}).set_index(["network", "batch"])
+    assert table["variant"]["narrow", 1] == "psp.freeze, float32"
+    assert table["ms"].to_dict() == pytest.approx(
+        {("dense", 1): 4.0, ("narrow", 1): 1.0, ("dense", 64): 200.0, ("narrow", 64): 50.0}
+    )
+    assert table["speed_up"].to_dict() == pytest.approx(
+        {("dense", 1): 1.0, ("narrow", 1): 4.0, ("dense", 64): 1.0, ("narrow", 64): 4.0}
+    )
+    assert table["mac_reduction"]["narrow", 1] == 4.0
+
+
+def test_the_figure_has_a_line_for_each_method_and_seed():
+    dense = ROWS[ROWS["method"] == DENSE]
+    rows = ROWS.assign(above_dense=above_dense(ROWS, dense, "test_error_pct", ["seed"]))
+    (axes,) = peers_figure(rows, (2, 4), "a title").axes
+    drawn = {tuple(map(tuple, line.get_xydata())) for line in axes.get_lines() if len(line.get_xydata())}
+    assert {((2.0, 2.0), (8.0, 6.0)), ((4.0, 4.0),), ((2.0, 3.0), (4.0, 6.0)), ((2.0, 3.0),)} <= drawn
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [OURS, "network slimming"]
+    assert axes.get_title() == "a title"
+
+
+def test_what_is_compared_has_one_budget():
+    same = dict.fromkeys(("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay"), 1)
+    records = {name: {"config": same | {"seed": seed}} for seed, name in enumerate(("ours", "theirs"))}
+    check_budget(records)
+    records["longer"] = {"config": same | {"epochs": 2}}
+    with pytest.raises(ConfigError, match=r"'longer' has epochs 2, 'ours' 1"):
+        check_budget(records)
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write_json(sealed({"pruner": "slimming"}), tmp_path / "whole.json")
+    assert set(read_peers(tmp_path)) == {"whole"}
+    write_json(sealed({"pruner": "slimming"}) | {"test_error_pct": 1.0}, tmp_path / "mended.json")
+    with pytest.raises(ConfigError, match=r"mended\.json is damaged"):
+        read_peers(tmp_path)
 
 
 def test_a_seed_without_a_dense_network_is_left_out():

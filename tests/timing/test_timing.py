@@ -15,9 +15,10 @@ from psp.errors import ConfigError
 from psp.pipeline.commands import keep_other_machine
 from psp.pipeline.profiles import Profile, load_profile, with_sections
 from psp.report.timing_tables import machines_table, speed_ups, summary_table
+from psp.runs.record import read_record
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
-from psp.timing.networks import lively, masks_sha256, networks, random_masks
+from psp.timing.networks import left_by, lively, masks_sha256, networks, random_masks
 from psp.timing.record import DenseNetworks, timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.variants import has_compiler, make_variant, unavailable
@@ -171,6 +172,18 @@ def test_random_masks_have_their_sparsity_in_every_layer(structure, sparsity):
     model = random_masks("resnet20", structure, sparsity, skip=("conv1", "fc"))
     for layer in psp.sparsity(model).layers.values():
         assert layer.structures == pytest.approx(sparsity, abs=0.5 / layer.count + 1e-9)
+
+
+def test_what_is_left_of_a_run_is_its_network_without_what_its_masks_prune():
+    profile, image = load_profile("laptop"), torch.randn(1, 3, 32, 32)
+    dense, pruned = (left_by(read_record(profile.record_path(run))) for run in ("baseline-s0", "l1_norm-70-s0"))
+    whole = psp.create_model("resnet20").eval()
+    assert psp.cost(dense, image).macs == psp.cost(whole, image).macs
+    conv1, fc = 27 * 16 * 32 * 32, 640
+    kept = psp.cost(pruned, image).macs - conv1 - fc
+    # 30 % of the columns, rounded in each layer; fewer where no later layer reads a channel
+    assert kept <= 0.3 * (psp.cost(whole, image).macs - conv1 - fc) * 1.01
+    assert kept >= 0.2 * (psp.cost(whole, image).macs - conv1 - fc)
 
 
 def test_random_masks_of_layers_and_lively_normalization():
