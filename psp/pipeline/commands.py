@@ -65,21 +65,24 @@ def timing(profile, device=None):
         path = profile.timing_path(kind)
         earlier = read_json(path, "delete it, and time again") if path.is_file() else {}
         if kind == "cuda" and not torch.cuda.is_available():
-            record = without_gpu(earlier, profile)
+            write_json(without_gpu(earlier, profile), path)
         else:
             pairs = tqdm(networks(profile, profile.timing), total=profile.timing.count, unit="network")
-            record = timing_record(pairs, profile.timing.as_dict(), torch.device(kind))
-            keep_other_machine(earlier, record, path)
-        write_json(record, path)
+            write_timing(timing_record(pairs, profile.timing.as_dict(), torch.device(kind)), earlier, path)
     return f"timing: see {profile.timing_path('cpu').parent.relative_to(ROOT)}"
 
 
-def keep_other_machine(earlier, record, path):
-    """Before a timing record is written to `path`: the earlier one of another machine goes to a file of its own."""
-    device = earlier.get("provenance", {}).get("device")
-    if "networks" in earlier and device != record["provenance"]["device"]:
-        name = re.sub(r"[^a-z0-9]+", "-", f"{path.stem} {device}".lower()).strip("-")
-        write_json(earlier, path.parent / "machines" / f"{name}.json")
+def write_timing(record, earlier, path):
+    """Write a timing record to `path`; the earlier one of another machine goes to a file of its own."""
+
+    def own(record):
+        name = re.sub(r"[^a-z0-9]+", "-", f"{path.stem} {record['provenance']['device']}".lower()).strip("-")
+        return path.parent / "machines" / f"{name}.json"
+
+    if "networks" in earlier and own(earlier) != own(record):
+        write_json(earlier, own(earlier))
+    write_json(record, path)
+    own(record).unlink(missing_ok=True)
 
 
 def figure(profile, name, so_far=False):

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 
 import torch
 
@@ -35,39 +37,64 @@ def plan(profile, jobs=1):
     if not left:
         return [], f"{counts}; nothing to train"
     device = own_device()
-    try:
-        speeds, steps, loaders, seconds = measured([profile.config(run) for run in left], device)
-    except (ConfigError, DataError) as error:
-        return [], f"{counts}; cannot be trained here: {error}"
+    found = measured({run: profile.config(run) for run in left}, device)
+    cannot = "".join(f"; {len(runs)} cannot be trained here: {reason}" for reason, runs in found.cannot.items())
+    left = [run for run in left if run not in chain(*found.cannot.values())]
+    if not left:
+        return [], counts + cannot
     at_once = min(jobs, len(left))
-    slowest, fastest = min(speeds.values()), max(speeds.values())
-    ways = ", ".join([*sorted(steps), *[f"{at_once} runs at a time"] * (at_once > 1)])
+    slowest, fastest = min(found.speeds.values()), max(found.speeds.values())
+    ways = ", ".join([*sorted(found.steps), *[f"{at_once} runs at a time"] * (at_once > 1)])
     how = f"{slowest:.0f}–{fastest:.0f} images/s ({ways})"
     feeding = "".join(
         f"; {name} is decoded and cropped at {speed:.0f} images/s{', which training waits for' * (speed < fastest)}"
-        for name, speed in loaders.items()
+        for name, speed in found.loaders.items()
     )
-    return left, f"{counts}; about {minutes(seconds / at_once)} at {how} on {device_name(device)}{feeding}"
+    return (
+        left,
+        f"{counts}; about {minutes(found.seconds / at_once)} at {how} on {device_name(device)}{feeding}{cannot}",
+    )
+
+
+@dataclass
+class Measured:
+    """Images/s of a step by kind of run, the ways to compute it, images/s of loaders by data set, seconds of all runs.
+
+    And {why runs cannot be trained here: their names}: missing or broken images, settings that do not fit them.
+    """
+
+    speeds: dict = field(default_factory=dict)
+    steps: set = field(default_factory=set)
+    loaders: dict = field(default_factory=dict)
+    seconds: float = 0.0
+    cannot: dict = field(default_factory=dict)
 
 
 def measured(configs, device):
-    """(images/s of a step by kind of run, ways to compute it, images/s of loaders by data set, seconds of all runs).
+    """What there is to know of runs, {name: RunConfig}, before they are trained: `Measured`."""
+    found, sets = Measured(), {}
+    for run, config in configs.items():
+        try:
+            if config.dataset not in sets:
+                sets[config.dataset] = load(config.dataset).to(device)
+            _measure(found, config, sets[config.dataset], device)
+        except (ConfigError, DataError) as error:
+            found.cannot.setdefault(str(error), []).append(run)
+    return found
 
-    Raises DataError for missing or broken images, ConfigError for runs that do not fit them.
-    """
-    speeds, steps, loaders, seconds = {}, set(), {}, 0.0
-    sets = {name: load(name).to(device) for name in {config.dataset for config in configs}}
-    for config in configs:
-        data = sets[config.dataset]
-        kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
-        if kind not in speeds:
-            speeds[kind], step = images_per_second(config, data, device)
-            steps.add(step)
-        if config.dataset in TREES and config.dataset not in loaders:
-            loaders[config.dataset] = loader_speed(config, data)
-        images = len(data.train) - config.holdout
-        seconds += images * relative_epochs(config) / fed_by(loaders.get(config.dataset), speeds[kind], device)
-    return speeds, steps, loaders, seconds
+
+def _measure(found, config, data, device):
+    """Add a run to `found`, measuring what no run of its kind has measured."""
+    kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
+    if kind not in found.speeds:
+        speed, step = images_per_second(config, data, device)
+        found.speeds[kind] = speed
+        found.steps.add(step)
+    if config.dataset in TREES and config.dataset not in found.loaders:
+        found.loaders[config.dataset] = loader_speed(config, data)
+    images = len(data.train) - config.holdout
+    fed = fed_by(found.loaders.get(config.dataset), found.speeds[kind], device)
+    found.seconds += images * relative_epochs(config) / fed
 
 
 def fed_by(loader, step, device):

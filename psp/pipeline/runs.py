@@ -9,7 +9,7 @@ from psp.data.limits import cores_of_one
 from psp.data.sets import load
 from psp.errors import ConfigError, DataError, RunsFailedError
 from psp.files import ROOT, read_json, write_json
-from psp.pipeline.jobs import train_runs
+from psp.pipeline.jobs import share_of_threads, train_runs
 from psp.pipeline.notebook import execute
 from psp.pipeline.plan import parts, plan
 from psp.pipeline.profiles import CHECKPOINTS
@@ -36,7 +36,8 @@ def train_run(profile, run, in_notebook=True):
     config, record = profile.config(run), profile.record_path(run)
     launched = distributed.is_torchelastic_launched()
     first = not launched or os.environ["RANK"] == "0"
-    finished = first and finished_before(profile, config)
+    # Of several processes none goes its own way: they ask in `train`, together.
+    finished = None if launched else finished_before(profile, config)
     if first and not finished:
         check_data(profile, config.dataset)
     if in_notebook and not launched and not finished:
@@ -66,13 +67,14 @@ def ahead(profile, jobs):
     A run that fails, or whose images are not here, is left to `dvc repro`, which says so again.
     """
     jobs = jobs or (cores_of_one() if own_device().type == "cpu" else 1)
-    torch.set_num_threads(max(1, torch.get_num_threads() // jobs))  # what is measured for the plan is what will run
+    threads = share_of_threads(jobs)
+    torch.set_num_threads(threads)  # what is measured for the plan is what will run
     for part in parts(profile):
         left, words = plan(part, jobs)
         print(words, flush=True)
         try:
             if left:
-                print(train_runs(part, left, jobs, ["--ahead"]), flush=True)
+                print(train_runs(part, left, jobs, ["--ahead"], threads), flush=True)
         except RunsFailedError as error:
             print(error, flush=True)
     return f"{profile.name}: `dvc repro` has the rest to do"

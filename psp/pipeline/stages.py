@@ -49,9 +49,15 @@ def stages_path(name):
 
 
 def write_stages(name):
-    """Write the stages.yaml of a profile's file; returns whether it said something else before."""
+    """Write the stages.yaml of a profile's file; returns whether it said something else before.
+
+    A profile without a dvc.yaml, whose runs are trained by name, has none.
+    """
     name = file_of(name)
-    path, lists = stages_path(name), stages(name)
+    path = stages_path(name)
+    if not path.with_name("dvc.yaml").is_file():
+        return False
+    lists = stages(name)
     content = {"stages_file": str(path.relative_to(ROOT)), "stages": lists}
     text = HEAD + yaml.dump(
         content, Dumper=Plain, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120

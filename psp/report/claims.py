@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from psp.method.methods import PRESCRIBED
 from psp.report.tables import SERIES, baseline_error, figure_3_points, figure_3_reference
 
 ERROR_TOLERANCE = 0.5  # points of error
@@ -84,7 +85,8 @@ def error_at(points, series, sparsity):
     rows = points[points["series"] == series].sort_values("column_sparsity_pct")
     x, y = rows["column_sparsity_pct"].to_numpy(), rows["test_error_pct"].to_numpy()
     # Prescribed sparsities are met up to the rounding of a layer's column count.
-    inside = len(x) > 0 and x[0] - 0.5 <= sparsity <= x[-1] + 0.5
+    beyond = 0.5 if series in PRESCRIBED else 0.0
+    inside = len(x) > 0 and x[0] - beyond <= sparsity <= x[-1] + beyond
     return float(np.interp(sparsity, x, y)) if inside else float("nan")
 
 

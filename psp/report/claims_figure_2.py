@@ -1,19 +1,19 @@
 """The claims of the paper's Figure 2, each with a tolerance: weight decay parts the α in two groups, ℓ1 pulls all to 0.
 
 What the paper has in numbers is not available to us. Ours are of the last epoch, of all layers together, by the
-histograms of log10|α| in run records; α that all lie in one bin have a separability of 0. Of each seed the pair of runs
-is compared, one by each regularizer, whose sparsities are closest; a claim is decided as in `psp.report.claims`. Claims
-and tolerances were written down when no run of eighteen epochs by ℓ1 regularization had been, and those of three epochs
-and trials were known.
+histograms of log10|α| in run records; α that all lie in one bin have a separability of 0. Two settings are compared,
+one of each regularizer, whose mean sparsities are closest, seed by seed; a claim is decided as in `psp.report.claims`.
+Claims and tolerances were written down when no run of eighteen epochs by ℓ1 regularization had been, and those of three
+epochs and trials were known; that all seeds are of the same two settings, when four such runs had been, of one seed.
 """
 
-from itertools import groupby
 from typing import NamedTuple
 
 import pandas as pd
 
+from psp.errors import ConfigError
 from psp.report.claims import NOT_TESTED, OPEN, difference, order_verdict
-from psp.report.figures.figure_2 import closest_pair
+from psp.report.figures.figure_2 import closest_pairs
 from psp.report.tables import figure_2_table
 
 
@@ -38,29 +38,21 @@ def figure_2_claims(records, configs, complete=True):
     """Table of claims: what came out of weight decay and of ℓ1, the tolerance, and whether the claim holds.
 
     Args:
-        records: {run: record} of both methods and all seeds. A seed of which one method has no run is left out.
+        records: {run: record} of both methods and all seeds. A seed that has no run of both settings is left out.
         configs: the RunConfigs of the profile, whose data decide what it can test.
         complete: whether these are all runs of the profile; where some are still to come, no claim is decided.
     """
-    pairs = [pair for pair in map(_pair, _by_seed(records)) if pair is not None]
-    ours = pd.concat(pairs) if pairs else None
+    try:
+        ours = pd.concat([_row_of(*pair) for pair in closest_pairs(records.values())])
+    except ConfigError:
+        ours = None
     tested = ours is not None and all(config.dataset == "cifar10" for config in configs)
     rows = [_row(claim, ours, tested, complete) for claim in CLAIMS]
     return pd.DataFrame(rows, columns=["claim", "ours: weight decay, ℓ1", "pruned, %", "tolerance", "verdict"])
 
 
-def _by_seed(records):
-    def seed(record):
-        return record["config"]["seed"]
-
-    return [list(group) for _, group in groupby(sorted(records.values(), key=seed), seed)]
-
-
-def _pair(records):
-    """A row of weight decay's numbers and ℓ1's; None where one of them has no run."""
-    if len({record["config"]["method"] for record in records}) < 2:
-        return None
-    l1, decay = closest_pair(records)
+def _row_of(l1, decay):
+    """A row of weight decay's numbers and ℓ1's."""
     table = figure_2_table({"l1": l1, "decay": decay}).set_index("run")
     return pd.DataFrame({(name, run): [table.loc[run, name]] for name in table.columns for run in table.index})
 

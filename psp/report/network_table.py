@@ -5,8 +5,6 @@ at least one run was timed: errors over all of its seeds; size, cost and speed o
 numbers stand beside them in a table of `psp.report.paper_tables`.
 """
 
-import json
-
 import pandas as pd
 
 from psp.report.paper_tables import DENSE, KEYS
@@ -21,6 +19,7 @@ from psp.report.tables import (
     structure_of,
 )
 from psp.report.timing_tables import summary_table
+from psp.timing.record import read_timing
 from psp.timing.settings import NO_GPU
 
 SETTING = [*KEYS, "method", "setting"]
@@ -38,7 +37,7 @@ def read_table(profiles):
     """
     tables, where = [], []
     for profile in profiles:
-        cpu, gpu = (json.loads(profile.timing_path(kind).read_text()) for kind in ("cpu", "cuda"))
+        cpu, gpu = (read_timing(profile, kind) for kind in ("cpu", "cuda"))
         batch = profile.timing.random_batch
         tables.append(network_table(read_records(profile), cpu, gpu, batch))
         where.append(f"{cpu['provenance']['device']}, batch {batch}")

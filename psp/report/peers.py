@@ -10,6 +10,7 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.files import SEAL, is_sealed, read_json
+from psp.method.methods import THRESHOLDED
 from psp.report.claims import half_width
 from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES, structure_of
@@ -35,12 +36,15 @@ def run_row(record, cost, dense):
     config = record["config"]
     method = DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {structure_of(config)}"
     reduction = 1.0 if method == DENSE else dense.macs / cost.macs
-    return _row(method, record, reduction, cost.params)
+    beside = f"ε = {config['threshold']:g}" if config["method"] in THRESHOLDED else ""
+    beside = f"pruning at {config['prune_at']:g}" if config["method"] == "l1_norm" else beside
+    return _row(method, beside, record, reduction, cost.params)
 
 
 def peer_row(record):
     """A row for `at_equal_cost` from a record of a peer."""
-    return _row(PRUNERS[record["pruner"]], record, record["mac_reduction"], record["parameters"])
+    beside = f"regularization {record['regularization']:g}"
+    return _row(PRUNERS[record["pruner"]], beside, record, record["mac_reduction"], record["parameters"])
 
 
 def searched_table(records):
@@ -83,9 +87,11 @@ def latency_table(timed):
     return pd.DataFrame(rows)
 
 
-def _row(method, record, reduction, parameters):
+def _row(method, beside, record, reduction, parameters):
+    """`beside` is what its runs were set by but the one setting over which their curve is drawn."""
     return {
         "method": method,
+        "beside": beside,
         "seed": record["config"]["seed"],
         "mac_reduction": reduction,
         "parameters": parameters,
@@ -109,8 +115,12 @@ def at_equal_cost(rows, reductions):
 
     `rows` are a table of `run_row` and `peer_row`. All of it is interpolated over the logarithm of `mac_reduction`
     between the runs of a method and seed, the dense one among them; a method whose runs of a seed do not reach a
-    reduction has no row of that seed there.
+    reduction has no row of that seed there. Raises ConfigError for a method with runs of several settings beside λ or
+    the sparsity, which are no one curve.
     """
+    for method, own in rows.groupby("method", sort=False)["beside"]:
+        if own.nunique() > 1:
+            raise ConfigError(f"{method} has runs of {' and '.join(own.unique())}: leave all but one out")
     dense = rows[rows["method"] == DENSE]
     found = []
     for (method, seed), own in rows[rows["method"] != DENSE].groupby(["method", "seed"], sort=False):

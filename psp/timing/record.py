@@ -4,19 +4,23 @@ from itertools import product
 
 import torch
 
+from psp.errors import ConfigError
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract, fold_batchnorm
+from psp.files import read_json
 from psp.method.parameterize import sparsity
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
 from psp.timing.measure import alternate
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU
-from psp.timing.variants import make_variant
+from psp.timing.variants import make_variant, outputs
 from psp.timing.work import measure_limits, nonzero_macs, work
 
 SCHEMA = 2
 CHECK_IMAGES = 8
+# From the outputs of the network itself, relative to the largest; GPUs round products of float32 to 10 bits.
+FARTHEST = {"float32": 1e-2, "bfloat16": 0.1}
 SMALL = 1e-3
 
 
@@ -75,6 +79,14 @@ def timing_record(networks, settings, device):
     }
 
 
+def read_timing(profile, kind):
+    """The timing record of a profile on a "cpu" or "cuda". Raises ConfigError where there is none or a damaged one."""
+    path, remedy = profile.timing_path(kind), f"run: python -m psp.pipeline timing {profile.name}"
+    if not path.is_file():
+        raise ConfigError(f"no timing record {path}; {remedy}")
+    return read_json(path, remedy)
+
+
 def without_gpu(earlier, profile):
     """What a machine without a GPU writes as the GPU's record.
 
@@ -114,11 +126,17 @@ def time_network(about, masked, dense, device):
     return entry
 
 
+@torch.no_grad()
 def make_variants(network, settings, images):
-    """({(backend, precision): function}, [those that there are not here, and why]) of one network and batch."""
-    calls, missing = {}, []
+    """({(backend, precision): function}, [those that there are not here, and why]) of one network and batch.
+
+    Not one whose outputs are further than `FARTHEST` from the network's own: what is wrong may be as fast as it likes.
+    """
+    calls, missing, expected = {}, [], network(images)
     for backend, precision in product(settings["backends"], settings["precisions"]):
         call = make_variant(backend, precision, network, images, torch.get_num_threads())
+        if not isinstance(call, str) and not (off := distance(outputs(call()), expected)) <= FARTHEST[precision]:
+            call = f"its outputs are {off:.2g} of the largest one away from the network's"
         if isinstance(call, str):
             missing.append({"backend": backend, "precision": precision, "reason": call})
         else:
@@ -142,5 +160,9 @@ def time_batch(networks, made, images):
 @torch.no_grad()
 def difference(ours, theirs, images):
     """Largest |difference| of two networks' outputs, relative to the largest output."""
-    expected = theirs(images)
-    return ((ours(images) - expected).abs().max() / expected.abs().max()).item()
+    return distance(ours(images), theirs(images))
+
+
+def distance(ours, theirs):
+    """Largest |difference| of two tensors, relative to the largest value of the second."""
+    return ((ours.to(theirs) - theirs).abs().max() / theirs.abs().max()).item()

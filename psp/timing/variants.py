@@ -40,6 +40,11 @@ def make_variant(backend, precision, model, images, threads):
     return _compiled(model, images) if backend == "compile" else _call(model, images)
 
 
+def outputs(said):
+    """The tensor that a function of `make_variant` returned in the way of its engine."""
+    return said if isinstance(said, torch.Tensor) else torch.from_numpy(said[0])
+
+
 def unavailable(backend, precision, device):
     """Why a variant does not exist on this machine; an empty text where it does."""
     if backend == "onnxruntime" and device.type != "cpu":
@@ -101,8 +106,13 @@ def _cuda_graph(model, images):
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+        written = call()
+
+    def replay():
+        graph.replay()
+        return written
+
+    return replay
 
 
 def _onnxruntime(model, images, threads):

@@ -17,6 +17,7 @@ import time
 from contextlib import contextmanager
 
 import torch
+from filelock import FileLock
 
 from psp.files import write_json
 from psp.training.fused import fuse
@@ -99,16 +100,36 @@ def fastest(trials, images):
 
 
 def remembered(path, kind, measure):
-    """What `measure()` chose for the same `kind` (a JSON-ready list) before, by the file at `path`, or chooses now."""
+    """What `measure()` chose for the same `kind` (a JSON-ready list) before, by the file at `path`, or chooses now.
+
+    Of several processes that ask at once one measures, undisturbed, while the others wait for it.
+    """
+    with locked(path):
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or one that is no use: measuring again costs seconds
+            known = {}
+        name = json.dumps(kind)
+        if name not in known:
+            known[name] = measure()
+            write_json(known, path)
+        return known[name]
+
+
+@contextmanager
+def locked(path):
+    """While it lasts no other process has the lock of the file at `path`; without effect where files have no locks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock")
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or one that is no use: measuring again costs seconds
-        known = {}
-    name = json.dumps(kind)
-    if name not in known:
-        known[name] = measure()
-        write_json(known, path)
-    return known[name]
+        lock.acquire()
+    except (NotImplementedError, OSError):  # of some network file systems
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _name(choice):

@@ -1,17 +1,30 @@
 """Several runs by one command."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from psp.errors import ConfigError, RunsFailedError
 from psp.pipeline import commands as pipeline
-from psp.pipeline import jobs
+from psp.pipeline import jobs, runs
 from psp.pipeline.profiles import Profile
 from psp.runs.config import RunConfig
 
 PROFILE = Profile("elsewhere", {name: RunConfig(method="baseline") for name in ("a", "b", "c")})
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, returncode, said):
+        self.returncode, self.said = returncode, said
+
+    def communicate(self):
+        return self.said
 
 
 @pytest.fixture
@@ -19,25 +32,61 @@ def started(monkeypatch):
     """What would be started as processes: (command after -m, threads). Run "b" fails."""
     commands = []
 
-    def run(command, *, env, **_):
-        commands.append((command[2:], env["OMP_NUM_THREADS"]))
+    def start(command, threads):
+        commands.append((command[2:], threads))
         failed = "b" in command
         said = ("", "Traceback\nerror: no images\n") if failed else ("see the record\n", "a warning\n")
-        return subprocess.CompletedProcess(command, int(failed), *said)
+        return Ended(int(failed), said)
 
-    monkeypatch.setattr(jobs.subprocess, "run", run)
+    monkeypatch.setattr(jobs, "start", start)
     monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: 5)
     return commands
 
 
 def test_every_run_is_a_process_with_its_share_of_the_threads(started):
     assert jobs.train_runs(PROFILE, ["a", "c"], jobs=2, options=["--no-notebook"]) == "2 runs trained in 1 min"
-    assert sorted(started) == [(["psp.pipeline", "train", "elsewhere", r, "--no-notebook"], "2") for r in ("a", "c")]
+    assert sorted(started) == [(["psp.pipeline", "train", "elsewhere", r, "--no-notebook"], 2) for r in ("a", "c")]
 
 
 def test_more_jobs_than_threads_leave_one_thread_each(started):
     jobs.train_runs(PROFILE, ["a"], jobs=9)
-    assert started == [(["psp.pipeline", "train", "elsewhere", "a"], "1")]
+    assert started == [(["psp.pipeline", "train", "elsewhere", "a"], 1)]
+
+
+def test_what_was_planned_for_a_share_of_the_threads_is_trained_by_that_share(started, monkeypatch):
+    """Of four threads two jobs have two each, in the plan and in their processes."""
+    threads = [4]
+    monkeypatch.setattr(jobs.torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(jobs.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(runs, "parts", lambda profile: [profile])
+    monkeypatch.setattr(runs, "plan", lambda profile, jobs: (["a", "c"], f"planned for {threads[-1]}"))
+    runs.ahead(PROFILE, jobs=2)
+    assert threads == [4, 2]
+    assert [own for _, own in started] == [2, 2]
+
+
+def test_a_process_has_its_threads():
+    process = jobs.start([sys.executable, "-c", "import os; print(os.environ['OMP_NUM_THREADS'])"], 3)
+    assert process.communicate() == ("3\n", "")
+
+
+@pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_where_this_process_is_stopped_so_are_the_runs_under_way_and_none_is_started(sent, raised, monkeypatch):
+    processes = []
+
+    def start(command, threads):
+        processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True))
+        if len(processes) == 2:
+            time.sleep(0.5)  # until the third one waits its turn
+            os.kill(os.getpid(), sent)
+        return processes[-1]
+
+    monkeypatch.setattr(jobs, "start", start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(raised):
+        jobs.train_runs(PROFILE, ["a", "b", "c"], jobs=2)
+    assert [process.poll() for process in processes] == [-signal.SIGTERM] * 2
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_failed_run_stops_no_other_and_is_named_with_its_reason(started, capsys):
@@ -76,11 +125,11 @@ for _ in range(1000):
     time.sleep(0.01)
 sys.exit("alone")
 """
-    really = subprocess.run
+    really = jobs.start
 
-    def run(command, **keywords):
+    def start(command, threads):
         names = {"a": ("a", "b"), "b": ("b", "a")}[command[5]]
-        return really([sys.executable, "-c", wait, *names, str(tmp_path)], **keywords)
+        return really([sys.executable, "-c", wait, *names, str(tmp_path)], threads)
 
-    monkeypatch.setattr(jobs.subprocess, "run", run)
+    monkeypatch.setattr(jobs, "start", start)
     assert jobs.train_runs(PROFILE, ["a", "b"], jobs=2).startswith("2 runs trained")

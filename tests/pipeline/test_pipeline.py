@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -300,7 +301,13 @@ def test_the_plan_of_a_tree_counts_the_area_of_its_crops_and_names_the_loader(tm
     assert plan(Profile("elsewhere", {"a": config}))[1].endswith("images/s, which training waits for")
     missing = RunConfig(dataset="ilsvrc2012", model="resnet18")
     monkeypatch.setenv("PSP_DATA", str(tmp_path))
-    assert "cannot be trained here: ilsvrc2012 not found" in plan(Profile("elsewhere", {"a": missing}))[1]
+    assert "1 cannot be trained here: ilsvrc2012 not found" in plan(Profile("elsewhere", {"a": missing}))[1]
+    monkeypatch.setattr("psp.pipeline.plan.runs_left", lambda _: ["a", "b", "c"])
+    some = Profile("elsewhere", {"a": missing, "b": config, "c": replace(missing, seed=1)})
+    left, said = plan(some)
+    assert left == ["b"], "and of what is missing its own runs stop, and no other"
+    assert "about 1 min at" in said
+    assert "; 2 cannot be trained here: ilsvrc2012 not found" in said
     monkeypatch.undo()
     monkeypatch.setattr("psp.pipeline.plan.runs_left", lambda _: ["a"])
     large = Profile("elsewhere", {"a": RunConfig(batch_size=10_000)})
@@ -358,6 +365,24 @@ def test_the_probe_measures_a_speed():
 
 def test_durations_in_words():
     assert [minutes(s) for s in (5, 90, 3600, 7260)] == ["1 min", "2 min", "1 h 0 min", "2 h 1 min"]
+
+
+def test_a_finished_run_that_torchrun_starts_again_ends_at_once_in_all_processes(repository):
+    path = repository / "results" / "demo" / "ilsvrc" / "runs" / f"{LARGE}.json"
+    before = path.read_bytes()
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "psp.pipeline",
+    ]
+    command += ["train", "demo/ilsvrc", LARGE]
+    done = subprocess.run(command, cwd=repository, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes() == before
 
 
 def test_a_run_without_papermill_writes_the_same_record(repository):

@@ -11,7 +11,7 @@ from psp.method.masks import encode
 from psp.method.structures import ALPHA_SHAPE, alpha_shape
 from psp.report.figures import save_figure
 from psp.report.figures.figure_1 import figure_1, weight_and_mask
-from psp.report.figures.figure_2 import clipped, closest_pair, figure_2
+from psp.report.figures.figure_2 import clipped, closest_pairs, figure_2
 from psp.report.figures.figure_3 import figure_3
 from psp.report.figures.networks import networks_figure
 from psp.report.figures.run import alpha_histogram, training_curve
@@ -169,12 +169,17 @@ def test_what_lies_outside_the_decades_is_counted_at_their_edge():
     assert clipped([1, 2, 4, 8], {"low": -11.0, "high": 5.0, "bins": 4})[1].tolist() == [3.0, 4.0, 8.0]
 
 
-def test_the_pair_of_closest_sparsities_is_compared():
-    records = [alpha_record("psp_l1", [1, 1, 1], s) for s in (0.1, 0.6)]
-    records += [alpha_record("psp_weight_decay", [1, 1, 1], s) for s in (0.3, 0.55)]
-    assert closest_pair(records) == (records[1], records[3])
-    with pytest.raises(ConfigError, match="of one of them there is no run"):
-        closest_pair(records[:2])
+def test_the_settings_of_closest_sparsities_are_compared_seed_by_seed():
+    def made(method, decay, seed, structures):
+        run = alpha_record(method, [1, 1, 1], structures)
+        return run | {"config": run["config"] | {"structure_decay": decay, "seed": seed}}
+
+    far, near = ([made("psp_l1", decay, seed, s) for seed in (1, 0)] for decay, s in ((1e-4, 0.1), (2e-4, 0.6)))
+    decayed = [made("psp_weight_decay", 1e-3, seed, 0.3 + 0.3 * seed) for seed in (0, 1, 2)]
+    assert closest_pairs([*far, *near, *decayed]) == [(near[1], decayed[0]), (near[0], decayed[1])]
+    for alone in ([*far, *near], [*far[:1], decayed[0]]):
+        with pytest.raises(ConfigError, match="no seed has a run of both"):
+            closest_pairs(alone)
 
 
 def test_the_table_of_figure_2_by_hand():

@@ -27,13 +27,13 @@ from psp.report.tables import above_dense
 WHOLE = SimpleNamespace(macs=64, params=1000)
 
 
-def run(method, error, seed, macs=64, params=1000, structure="channel"):
-    config = {"method": method, "structure": structure, "seed": seed, "place": "auto"}
+def run(method, error, seed, macs=64, params=1000, threshold=0.1):
+    config = {"method": method, "structure": "channel", "seed": seed, "place": "auto", "threshold": threshold}
     return run_row({"config": config, "test_error_pct": error}, SimpleNamespace(macs=macs, params=params), WHOLE)
 
 
 def peer(error, seed, reduction, parameters=300):
-    record = {"pruner": "slimming", "config": {"seed": seed}, "test_error_pct": error}
+    record = {"pruner": "slimming", "regularization": 1e-4, "config": {"seed": seed}, "test_error_pct": error}
     return peer_row(record | {"mac_reduction": reduction, "parameters": parameters})
 
 
@@ -132,6 +132,13 @@ def test_what_is_compared_has_one_budget():
     records["longer"] = {"config": same | {"epochs": 2}}
     with pytest.raises(ConfigError, match=r"'longer' has epochs 2, 'ours' 1"):
         check_budget(records)
+
+
+def test_runs_of_several_settings_are_no_one_curve():
+    """λ is what a curve is drawn over; ε, or a pruner's decay, is not."""
+    other = run("psp_weight_decay", 14.0, 0, macs=16, threshold=0.3)
+    with pytest.raises(ConfigError, match=r"PSP \(weight decay\), channel has runs of ε = 0\.1 and ε = 0\.3"):
+        at_equal_cost(pd.concat([ROWS, pd.DataFrame([other])]), (2,))
 
 
 def test_a_damaged_record_is_named(tmp_path):

@@ -14,6 +14,11 @@ PAGES = {"results/README.md": None, "README.md": "on real images"}
 LINK = re.compile(r"\]\(([^)#]+)\)")
 NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?: M\b)?(?!\w|\.\d)")
 MEAN = re.compile(r"(\d+\.\d+) ± (\d+\.\d+)(?: points)?(?: at (\d+(?:\.\d+)?) %)?")
+SERIES_SAID = {"weight decay": "PSP (weight decay)", "fixed sparsity": "PSP (fixed sparsity)", "ℓ1 norm": "ℓ1 norm"}
+SERIES_SAID |= {"norm": "ℓ1 norm", "ℓ1 regularization": "PSP (ℓ1 regularization)"}
+NAMES = "|".join(SERIES_SAID)
+AGAINST = re.compile(rf"\b({NAMES}) against (?:the )?({NAMES}):? (?=\d)", re.IGNORECASE)
+DIRECTION = re.compile(r"in its favour|against it")
 ANY = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
@@ -101,3 +106,42 @@ def test_the_numbers_of_a_shown_row_are_those_of_one_row_of_a_table(folder, text
     for line in text.splitlines():
         shown = NUMBER.findall(line.replace("×", "").replace("/", " ")) if line.startswith("| ") else []
         assert not shown or any(all(has(row, n) for n in shown) for row in table), f"in no row of a table: {line}"
+
+
+def said_of_orders(text):
+    """(better, worse, mean, spread, in favour of the first, its place among the numbers of the two) of each number."""
+    for bullet in re.split(r"^- ", text, flags=re.MULTILINE):
+        _, *said = AGAINST.split(re.sub(r"\s+", " ", bullet))
+        for better, worse, part in zip(said[::3], said[1::3], said[2::3], strict=True):
+            for place, number in enumerate(MEAN.finditer(part)):
+                direction = DIRECTION.search(part, number.end())
+                assert direction, f"{better} against {worse}, {number[0]}: in whose favour?"
+                names = SERIES_SAID[better.lower()], SERIES_SAID[worse.lower()]
+                yield *names, *number.groups()[:2], direction[0] == "in its favour", place
+
+
+@pytest.mark.parametrize(("folder", "text"), list(sections()))
+def test_what_is_said_of_two_methods_is_of_these_and_has_their_sign(folder, text):
+    """At 70 % the first number, at 80 % the second."""
+    parts = re.split(r"^### ", text, flags=re.MULTILINE)
+    said = 0
+    for part in parts:
+        claims = {}
+        for path in linked(folder, part):
+            if path.name == "figure_3_claims.md":
+                table = csv.DictReader(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines())
+                claims = {row["claim"]: row["ours"] for row in table}
+        for better, worse, mean, spread, favours, place in said_of_orders(part):
+            ours = claims[f"{better} < {worse} at {(70, 80)[place]} %, errors in %"]
+            sign = "" if favours else "-"
+            assert f"difference {sign}{mean} ± {spread}" in ours
+            said += 1
+    assert said or "Figure 3" not in text.splitlines()[0]
+
+
+def test_a_number_with_the_other_sign_is_found():
+    (one, other) = said_of_orders(
+        "Weight decay\nagainst the norm: 0.58 ± 0.87 in its favour and 0.43 ± 0.97 points against it."
+    )
+    assert one == ("PSP (weight decay)", "ℓ1 norm", "0.58", "0.87", True, 0)
+    assert other == ("PSP (weight decay)", "ℓ1 norm", "0.43", "0.97", False, 1)

@@ -3,7 +3,8 @@
 import json
 import shutil
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, product
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,17 +13,17 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.pipeline.commands import keep_other_machine
+from psp.pipeline.commands import write_timing
 from psp.pipeline.profiles import Profile, load_profile, with_sections
 from psp.report.timing_tables import machines_table, speed_ups, summary_table
 from psp.runs.record import read_record
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, quartiles
 from psp.timing.networks import left_by, lively, masks_sha256, networks, random_masks
-from psp.timing.record import DenseNetworks, timing_record, without_gpu
+from psp.timing.record import DenseNetworks, make_variants, read_timing, timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
-from psp.timing.variants import has_compiler, make_variant, unavailable
-from psp.timing.work import measure_limits, nonzero_macs, work
+from psp.timing.variants import has_compiler, make_variant, outputs, unavailable
+from psp.timing.work import CALLS, REPEATS, _best, measure_limits, nonzero_macs, work
 
 CPU = torch.device("cpu")
 SETTINGS = {
@@ -69,8 +70,7 @@ def test_every_variant_runs_the_same_network(backend, precision):
     call = make_variant(backend, precision, net, images, threads=1)
     if backend in ("lanes", "openvino") and isinstance(call, str):
         pytest.skip(call)
-    out = call()
-    out = torch.from_numpy(out[0]) if backend in ("onnxruntime", "openvino") else out
+    out = outputs(call())
     tolerance = 1e-5 if precision == "float32" else 0.05
     torch.testing.assert_close(out.float(), net(images), rtol=tolerance, atol=tolerance)
     assert net[0].weight.dtype == torch.float32, "the network stays as it is"
@@ -85,6 +85,26 @@ def test_compiled_variants_stay_compiled_while_others_are_made():
     assert compiled >= 10
     assert [len(call()) for call in calls] == list(range(1, 11))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled
+
+
+def test_a_variant_with_other_outputs_is_not_timed(monkeypatch):
+    """Those of float32 may be a hundredth of the largest output away, those of bfloat16 a tenth."""
+    made = {
+        "eager": lambda net, images: net(images),
+        "compile": lambda net, images: 1.05 * net(images),
+        "onnxruntime": lambda net, images: [(0.95 * net(images)).numpy()],
+        "openvino": lambda net, images: {0: 2 * net(images).numpy()},
+        "lanes": lambda net, images: net(images) * float("nan"),
+    }
+    monkeypatch.setattr(
+        "psp.timing.record.make_variant", lambda backend, _, net, images, __: lambda: made[backend](net, images)
+    )
+    settings = {"backends": list(made), "precisions": ["float32", "bfloat16"]}
+    calls, missing = make_variants(small_net(), settings, torch.randn(2, 3, 8, 8))
+    near = {("eager", "float32"), *((backend, "bfloat16") for backend in ("eager", "compile", "onnxruntime"))}
+    assert set(calls) == near
+    assert {(m["backend"], m["precision"]) for m in missing} == set(product(made, settings["precisions"])) - near
+    assert missing[0]["reason"] == "its outputs are 0.05 of the largest one away from the network's"
 
 
 def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
@@ -164,6 +184,14 @@ def test_limits_of_this_machine_are_of_the_right_order(monkeypatch):
     limits = measure_limits(CPU)
     assert 1e8 < limits.bytes_per_s < 1e13
     assert all(1e8 < flops < 1e15 for flops in limits.flops.values())
+
+
+def test_the_limits_of_a_gpu_are_taken_by_its_own_clock_over_many_calls(monkeypatch):
+    asked = []
+    monkeypatch.setattr("psp.timing.work.cuda_block", lambda call: lambda calls: asked.append(calls) or 1 / len(asked))
+    assert _best(None, SimpleNamespace(type="cuda")) == 1 / (1 + REPEATS)
+    assert set(asked) == {CALLS}
+    assert CALLS > 1
 
 
 @pytest.mark.parametrize("structure", ["weight", "column", "channel", "shape"])
@@ -281,10 +309,9 @@ def test_the_record_of_another_machine_stays_in_a_file_of_its_own(tmp_path, monk
     profile = Profile("p", {}, None)
     for kind in ("cpu", "cuda"):
         path = profile.timing_path(kind)
-        keep_other_machine(on("An old CPU, 2 cores"), on("A new one"), path)
-        keep_other_machine(on("A new one"), on("A new one"), path)
-        keep_other_machine({"unavailable": NO_GPU}, on("A new one"), path)
-        keep_other_machine({}, on("A new one"), path)
+        write_timing(on("A new one"), on("An old CPU, 2 cores"), path)
+        for earlier in (on("A new one"), {"unavailable": NO_GPU}, {}):
+            write_timing(on("A new one"), earlier, path)
     folder = tmp_path / "timing" / "machines"
     assert sorted(path.name for path in folder.iterdir()) == [
         "cpu-an-old-cpu-2-cores.json",
@@ -292,6 +319,22 @@ def test_the_record_of_another_machine_stays_in_a_file_of_its_own(tmp_path, monk
     ]
     assert profile.other_machines() == [folder / "cpu-an-old-cpu-2-cores.json"]
     assert json.loads(profile.other_machines()[0].read_text()) == on("An old CPU, 2 cores")
+    again, path = on("An old CPU, 2 cores", 0.001), profile.timing_path("cpu")
+    write_timing(again, json.loads(path.read_text()), path)
+    assert json.loads(path.read_text()) == again
+    assert profile.other_machines() == [folder / "cpu-a-new-one.json"], "and not a machine beside itself"
+
+
+def test_a_timing_record_that_is_missing_or_damaged_is_named_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(Profile, "results", tmp_path)
+    profile = Profile("p", {}, None)
+    with pytest.raises(ConfigError, match=r"no timing record .*cpu\.json; run: python -m psp\.pipeline timing p$"):
+        read_timing(profile, "cpu")
+    write_timing(on("A"), {}, profile.timing_path("cpu"))
+    assert read_timing(profile, "cpu") == on("A")
+    profile.timing_path("cpu").write_text("{")
+    with pytest.raises(ConfigError, match=r"cpu\.json is no JSON file .*; run: python -m psp\.pipeline timing p$"):
+        read_timing(profile, "cpu")
 
 
 def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatch):

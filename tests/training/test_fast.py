@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,6 +166,33 @@ def test_what_was_chosen_for_a_kind_of_run_is_measured_once(tmp_path):
     assert remembered(path, ["digits", 32], measure) == first, "and is kept beside the others"
     path.write_text("{")
     assert remembered(path, ["digits", 32], measure)["round"] == 2
+
+
+def test_of_several_that_ask_at_once_one_measures(tmp_path):
+    measured = []
+
+    def measure():
+        measured.append(len(measured))
+        time.sleep(0.2)
+        return {"round": len(measured)}
+
+    def ask(kind):
+        return remembered(tmp_path / "checkpoints" / "ways.json", [kind], measure)
+
+    with ThreadPoolExecutor(4) as pool:
+        first, second, *others = pool.map(ask, ["a", "a", "a", "b"])
+    assert first == second == others[0] != others[1]
+    assert len(measured) == 2
+
+
+def test_a_folder_without_locks_is_no_reason_not_to_train(tmp_path, monkeypatch):
+    def refuse(lock):
+        raise NotImplementedError("flock")
+
+    monkeypatch.setattr("psp.training.fast.FileLock.acquire", refuse)
+    assert remembered(tmp_path / "ways.json", ["a"], lambda: {"round": 1}) == {"round": 1}
+    with pytest.raises(ZeroDivisionError):
+        remembered(tmp_path / "ways.json", ["b"], lambda: 1 / 0)
 
 
 def test_runs_of_one_kind_are_computed_alike(tmp_path, monkeypatch, few_digits):

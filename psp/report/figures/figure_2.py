@@ -1,6 +1,7 @@
 """Figure 2: the distribution of α under ℓ1 and under weight decay, over the epochs and over the layers."""
 
 import math
+from itertools import product
 
 import numpy as np
 import seaborn as sns
@@ -37,16 +38,32 @@ def figure_2(records, title):
     return figure
 
 
-def closest_pair(records):
-    """The two records, one by ℓ1 and one by weight decay, whose sparsities are closest: what is compared fairly.
+def closest_pairs(records):
+    """Of each seed the record by ℓ1 and the one by weight decay that are compared, in the order of the seeds.
 
-    Raises ConfigError where there is no such pair.
+    They are of one λ and ε each, the same for all seeds: those two whose sparsities, means over the seeds that both
+    have, are closest. Raises ConfigError where no seed has a run of both.
     """
-    ours = {m: [r for r in records if r["config"]["method"] == m] for m in ("psp_l1", "psp_weight_decay")}
-    pairs = [(a, b) for a in ours["psp_l1"] for b in ours["psp_weight_decay"]]
-    if not pairs:
-        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and of one of them there is no run")
-    return min(pairs, key=lambda pair: abs(pair[0]["sparsity"]["structures"] - pair[1]["sparsity"]["structures"]))
+    by_setting = {}
+    for record in records:
+        config = record["config"]
+        setting = config["method"], config["structure_decay"], config["threshold"]
+        by_setting.setdefault(setting, {})[config["seed"]] = record
+    ours = {
+        m: [runs for setting, runs in by_setting.items() if setting[0] == m] for m in ("psp_l1", "psp_weight_decay")
+    }
+    common = [
+        [(l1[seed], decay[seed]) for seed in sorted(l1.keys() & decay.keys())]
+        for l1, decay in product(ours["psp_l1"], ours["psp_weight_decay"])
+    ]
+    if not any(common):
+        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and no seed has a run of both")
+    return min(filter(None, common), key=_apart)
+
+
+def _apart(pairs):
+    sparsities = np.array([[record["sparsity"]["structures"] for record in pair] for pair in pairs])
+    return abs(np.subtract(*sparsities.mean(0)))
 
 
 def clipped(counts, bins):
