@@ -116,10 +116,23 @@ def prepared(network, shape):
         check_evaluation(network)
         network = copy.deepcopy(network)
         image = torch.zeros(1, *shape, dtype=next((p.dtype for p in network.parameters()), torch.float32))
+        source = network
         network = network if isinstance(network, fx.GraphModule) else trace(network, (image,))
+        check_by_example(network, source, image)
         Shapes(network, "shape").run(image)
         make_pure(network)
         drop_checks(network)
+        network.graph.eliminate_dead_code()  # such as what a check asked for
+        network.recompile()
     except ExtractError as error:
         raise KernelError(str(error)) from error
     return network
+
+
+def check_by_example(network, source, image):
+    """Raise KernelError where a network traced by one image does other things for several; sizes are fixed anyway."""
+    if network is source or not network.meta["fixed"]:
+        return
+    images = torch.randn(2, *image.shape[1:], dtype=image.dtype)
+    if not torch.allclose(network(images), source(images), atol=1e-3, equal_nan=True):
+        raise KernelError(f"{type(source).__name__} does other things for several images than for one")

@@ -8,8 +8,8 @@
  * the same columns, so that there is no padding anywhere.
  * Compiled twice, for float32 and with BFLOAT16. There a vector holds twice as many images, its sums are two vectors
  * of float32, and one instruction adds the products of two columns.
- * The program, made by `psp.frozen.planner`, is a list of operations, CONV, COMBINE and MULTIPLY followed by an activation
- * where that is wanted (CONV by ReLU or ReLU6 only):
+ * The program, made by `psp.frozen.planner`, is a list of operations, CONV, COMBINE, MULTIPLY and POOL followed by an
+ * activation where that is wanted (CONV and POOL by ReLU or ReLU6 only):
  *     CONV       out[k] = bias[k] + Σ_j weight[k, j] · x[window j] + other[index[k]]
  *     COMBINE    out[k] = bias[k] + scale[k] · x[index[k]] + other[index[k]]      (a zero for an index of −1)
  *     MULTIPLY   out[k] = x[index[k]] · other[index[k]]

@@ -35,9 +35,9 @@ class Lanes(Way):
         self.library = library(dtype)
         self.lanes = self.library.psp_lanes(ctypes.c_int64(dtype.itemsize))
         self.step = 2 if dtype == torch.bfloat16 else 1  # columns that are multiplied at once
-        self.source = plan.result.source
-        self.begins, self.vectors = allocate(plan.operations, self.source)
-        self.program = self.make_program(plan.operations, shape)
+        self.begins, self.vectors = allocate(plan.operations, plan.result.source)
+        self.program = self.make_program(plan.operations, plan.result.source, shape)
+        del self.begins  # whose operations have the weights once more
 
     def rounds(self, images, threads):
         """In units of what one thread takes for `example` images, the time of a batch."""
@@ -55,8 +55,8 @@ class Lanes(Way):
         pointers = [ctypes.c_void_p(address) for address in (x.data_ptr(), y.data_ptr(), room)]
         self.library.psp_run(ctypes.byref(program), *pointers, parallel())
 
-    def make_program(self, operations, shape):
-        first, last = operations[0], self.source
+    def make_program(self, operations, last, shape):
+        first, self.size = operations[0], (last.height, last.width, last.channels)
         made = structs.Program(operations=len(operations) - 1, memory=self.vectors, outputs=last.size)
         made.channels, made.height, made.width = shape
         made.x, made.y = self.begins[first], self.begins[last]
@@ -87,7 +87,8 @@ class Lanes(Way):
             inside = rows[row] & columns[column]
             steps, weight = packed(o.weight[:, inside], self.dtype, 1 if o.own else GROUP)
             offsets = distance[..., inside]
-            offsets = F.pad(offsets, (0, offsets.shape[-1] % self.step))
+            # Filled up, where the weight is zero, with an offset there is: what is read must be inside, and a number.
+            offsets = torch.cat([offsets, offsets[..., -1:]], -1) if offsets.shape[-1] % self.step else offsets
             pointers = self.pointer(offsets.int()), self.pointer(weight)
             yield structs.Region(top, bottom, left, end, steps, *pointers)
 

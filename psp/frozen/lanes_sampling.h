@@ -12,8 +12,7 @@ static void pool(const operation *o, stored *memory) {
                 widen(memory[m->begin + (r * m->width + q) * m->channels + k], x);
                 for (int p = 0; p < PARTS; p++) {
                     const bits take = (bits)(x[p] > sum[p]) | (bits)(x[p] != x[p]); /* a NaN stays */
-                    const vec larger = (vec)(((bits)x[p] & take) | ((bits)sum[p] & ~take));
-                    sum[p] = o->kind == POOL_MAX ? larger : (vec)(sum[p] + x[p]);
+                    sum[p] = o->kind == POOL_MAX ? either(take, x[p], sum[p]) : (vec)(sum[p] + x[p]);
                 }
             }
         const float share = 1.0f / (o->count_padding ? o->kernel_h * o->kernel_w : count);

@@ -1,7 +1,7 @@
 """Where the maps of `pixels.c` lie: planes of rows with zeros between and around them.
 
 Maps of one size have one layout, so that a convolution that keeps the size reads its input at the positions of its
-output. Only maps with the same layout share memory: what is zero in one is zero in the other.
+output. Only maps of one size share memory: what is zero in one is zero in the other.
 """
 
 from collections import defaultdict
@@ -17,6 +17,8 @@ PAGE = 1024  # units: planes a page apart would share lines of the cache
 class Layout:
     """A plane in units of four bytes: pixel (y, x) is at front + y · pitch + x; `positions` of them are computed."""
 
+    height: int
+    width: int
     front: int
     pitch: int
     positions: int
@@ -78,7 +80,7 @@ def layout(height, width, pitch, above, below, left, right):
     front = rounded(above * pitch + left)
     positions = height * pitch
     plane = front + rounded(positions, 2 * ALIGNED) + rounded(below * pitch + right) + 2 * ALIGNED
-    return Layout(front, pitch, positions, plane if plane % PAGE else plane + ALIGNED)
+    return Layout(height, width, front, pitch, positions, plane if plane % PAGE else plane + ALIGNED)
 
 
 def rounded(units, multiple=ALIGNED):

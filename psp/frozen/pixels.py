@@ -46,14 +46,17 @@ class Pixels(Way):
         self.lanes = self.library.psp_lanes(ctypes.c_int64(dtype.itemsize))
         self.parts = 2 if dtype == torch.bfloat16 else 1
         self.kind = "matrix unit" if tiles else "pixels as lanes"
-        self.source, self.tiles, self.tiled = plan.result.source, tiles, 0
-        self.layouts = Layouts(plan.operations, self.source, self.parts)
+        self.tiles, self.tiled = tiles, 0
+        self.layouts = Layouts(plan.operations, plan.result.source, self.parts)
+        self.units = rounded(self.layouts.units)
         self.tables, self.shares, self.shape = {}, {1: 1}, shape
-        self.program = self.make_program(plan.operations, shape)
+        self.program = self.make_program(plan.operations, plan.result.source, shape)
+        del self.layouts  # whose operations have the weights once more
 
     def rounds(self, images, threads):
         """In units of what one thread takes for `example` images, the time of a batch."""
-        return (images // threads + min(images % threads * self.share(threads), images % threads > 0)) / self.example
+        left = images % threads
+        return (images // threads + (min(left * self.share(threads), 1) if left else 0)) / self.example
 
     def share(self, threads):
         """Of what one thread takes for an image, what all take that share it; measured when it is first asked."""
@@ -65,7 +68,7 @@ class Pixels(Way):
 
     def run(self, x, y, threads):
         left = len(x) % threads
-        self.launch(x, y, threads, len(x) - left if left * self.share(threads) < 1 else len(x))
+        self.launch(x, y, threads, len(x) - left if left and left * self.share(threads) < 1 else len(x))
 
     def launch(self, x, y, threads, alone):
         """Compute the first `alone` images by a thread each, and the others by all."""
@@ -73,12 +76,13 @@ class Pixels(Way):
         program.images, program.alone = len(x), alone
         program.threads = threads if alone < len(x) else max(1, min(threads, alone))
         program.stride_n, program.stride_c, program.stride_h, program.stride_w = x.stride()
-        pointers = [ctypes.c_void_p(a) for a in (x.data_ptr(), y.data_ptr(), self.room(4 * threads * program.memory))]
+        room = self.room(4 * program.threads * program.memory)
+        pointers = [ctypes.c_void_p(address) for address in (x.data_ptr(), y.data_ptr(), room)]
         self.library.psp_run(ctypes.byref(program), *pointers, parallel(), team_size())
 
-    def make_program(self, operations, shape):
-        first, last, maps = operations[0], self.source, self.layouts
-        units = rounded(maps.units)
+    def make_program(self, operations, last, shape):
+        first, maps, units = operations[0], self.layouts, self.units
+        self.size = last.height, last.width, last.channels
         most = max((prod(o.kernel) * (o.reads[0].source.channels + 1) for o in operations if o.kind == CONV), default=0)
         made = structs.PixelProgram(operations=len(operations) - 1, window=units)
         made.memory = units + most * WINDOW * ALIGNED
@@ -111,20 +115,30 @@ class Pixels(Way):
     def fastest(self, o, made):
         """The convolution by vectors or by tiles, their columns joined or not, or by tiles of whole taps.
 
-        What is measured to be fastest.
+        What is measured to be fastest; what the others point to is given back.
         """
-        ways = [self.by_vectors(o, made)]
-        pays = self.parts == 2 and not o.own and len(o.columns) < JOINED * 2 * ways[0].steps
-        if pays:
-            ways.append(self.by_joined(o, made))
-        if self.tiles and o.weight.shape[1] and not o.own:
-            ways += [self.by_tiles(o, made, in_units(o, self.parts)), self.by_taps(o, made)]
-            if pays:
-                ways.append(self.by_tiles(o, made, *joined(o)))
+        begin, ways, ends = len(self.kept), [], [len(self.kept)]
+        for way in self.ways_of(o, made):
+            ways.append(way)
+            ends.append(len(self.kept))
         times = self.times(ways) if len(ways) > 1 else [0]
-        best = ways[times.index(min(times))]
-        self.tiled += best.tiled
-        return best
+        best = times.index(min(times))
+        self.kept[begin:] = self.kept[ends[best] : ends[best + 1]]
+        self.tiled += ways[best].tiled
+        return ways[best]
+
+    def ways_of(self, o, made):
+        """The ways to compute a convolution, one by one."""
+        vectors = self.by_vectors(o, made)
+        yield vectors
+        pays = self.parts == 2 and not o.own and len(o.columns) < JOINED * 2 * vectors.steps
+        if pays:
+            yield self.by_joined(o, made)
+        if self.tiles and o.weight.shape[1] and not o.own:
+            yield self.by_tiles(o, made, in_units(o, self.parts))
+            yield self.by_taps(o, made)
+            if pays:
+                yield self.by_tiles(o, made, *joined(o))
 
     def by_vectors(self, o, made):
         made = structs.PixelOperation.from_buffer_copy(made)
@@ -179,7 +193,7 @@ class Pixels(Way):
     def times(self, operations):
         """Seconds of one thread for each of some operations, `TIMES` times."""
         room = self.room(4 * self.memory_size)
-        window = room + 4 * rounded(self.layouts.units)
+        window = room + 4 * self.units
         run, addresses = self.library.psp_operation, (ctypes.c_void_p(room), ctypes.c_void_p(window))
         return shortest([partial(run, ctypes.byref(o), *addresses, ctypes.c_int64(TIMES)) for o in operations])
 

@@ -32,7 +32,7 @@ class Planner(fx.Interpreter):
         try:
             value = super().run_node(node)
         except Exception as error:  # an argument or a type that a rule doesn't know
-            raise KernelError(f"{describe(node)} cannot be run with images as lanes; run the network itself") from error
+            raise KernelError(f"{describe(node)} cannot be run by psp.freeze; run the network itself") from error
         return value._replace(alone=value.alone and len(node.users) == 1) if isinstance(value, Value) else value
 
     def call_module(self, target, args, kwargs):

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psp.extraction.rewrite import SelectChannels
+from psp.extraction.shapes import check_size
 from psp.frozen import convolutions, pointwise, sampling
 from psp.frozen.values import HARD_SIGMOID, HARD_SWISH, RELU, RELU6, SIGMOID, SILU
 from psp.kernels.columns import ColumnSparseConv2d
@@ -58,7 +59,8 @@ FUNCTIONS = {
     **dict.fromkeys((torch.permute, "permute"), pointwise.permute),
     F.layer_norm: pointwise.layer_norm,
     F.batch_norm: pointwise.batch_norm,
-    **dict.fromkeys((F.dropout, "contiguous"), pointwise.same),  # a network is in evaluation mode
+    **dict.fromkeys((check_size, "contiguous"), pointwise.same),  # of one size it is anyway
+    F.dropout: pointwise.dropout,
     F.pad: pointwise.pad,
     F.avg_pool2d: sampling.pool,
     F.max_pool2d: sampling.max_pool,
@@ -74,7 +76,7 @@ FUNCTIONS = {
 NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
 
 # Rules for values of several pixels that their readers take as flat, and for those with channels as the last axis.
-FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same}
+FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same, pointwise.dropout}
 CHANNELS_LAST = FLAT | {
     pointwise.add, pointwise.multiply, pointwise.permute, pointwise.layer_norm, pointwise.gelu, pointwise.select,
     pointwise.pad, MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),

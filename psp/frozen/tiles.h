@@ -4,7 +4,12 @@
  * taps are taken, whose planes are at equal distances, a tile is loaded from the map itself; otherwise the columns that
  * are left are copied, or joined in pairs.
  */
-#if defined(__AVX512BF16__) && defined(BFLOAT16) && defined(__x86_64__) && defined(__linux__)
+#if defined(__clang__)
+#define KNOWS_TILES (__clang_major__ >= 11)
+#else
+#define KNOWS_TILES (__GNUC__ >= 11)
+#endif
+#if defined(__AVX512BF16__) && defined(BFLOAT16) && defined(__x86_64__) && defined(__linux__) && KNOWS_TILES
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>

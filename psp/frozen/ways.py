@@ -13,7 +13,7 @@ MACROS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
 class Way:
     """A plan made ready to run. Not for several threads of Python at a time.
 
-    A subclass has `kind`, a text; `source`, the operation whose result is the output; `rounds(images, threads)`, the
+    A subclass has `kind`, a text; `size`, height, width and channels of the output; `rounds(images, threads)`, the
     time of a batch in units of what one thread takes for `example` images; `run(x, y, threads)`.
     """
 
@@ -32,7 +32,7 @@ class Way:
         return y
 
     def outputs(self, images):
-        return torch.empty(images, self.source.height, self.source.width, self.source.channels, dtype=self.dtype)
+        return torch.empty(images, *self.size, dtype=self.dtype)
 
     def room(self, size):
         """Address of so many bytes, zeros at first, that stay from call to call."""

@@ -5,6 +5,8 @@ normalizations that follow (`psp.method.place`), γ and β of these are parametr
 child of the layer, called `structure`.
 """
 
+import math
+
 import torch
 from torch.nn.utils import parametrize
 
@@ -13,7 +15,7 @@ from psp.method.choose import check_network, choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
 from psp.method.place import normalizations, sharing
-from psp.method.structures import HEAD, is_one_structure, is_transposed
+from psp.method.structures import HEAD, alpha_shape, is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
 PLACES = ("auto", "weight")
@@ -96,14 +98,25 @@ def _made(name, layer, structure, make_scale, heads):
 
 
 def coupled(model, chosen):
-    """{layer name: the first one's} of all but the first, in the order of `chosen`, of layers that meet in a sum."""
+    """{layer name: the first one's} of all but the first, in the order of `chosen`, of layers that meet in a sum.
+
+    Of those with as many α: one channel that is added to all of many, or the α of a grouped transposed convolution,
+    each of several channels, are no partners of another layer's channels one by one.
+    """
     groups = meeting(model, {name for name, structure in chosen.items() if structure == "channel"})
-    if not groups:
+    leaders, found = {}, {}
+    for group in groups:
+        for name in (name for name in chosen if name in group):
+            layer = model.get_submodule(name)
+            count = math.prod(alpha_shape(weight_shape(layer), "channel", is_transposed(layer)))
+            leader = leaders.setdefault((tuple(group), count), name)
+            if leader != name:
+                found[name] = leader
+    if not found:
         raise ConfigError(
             "couple=True, but no outputs of two layers with structure 'channel' meet in a sum; leave it out"
         )
-    ordered = [[name for name in chosen if name in group] for group in groups]
-    return {name: leader for leader, *others in ordered for name in others}
+    return found
 
 
 def scaling_of(norm):

@@ -111,8 +111,9 @@ def without_bypass(model, names):
     """The layers of `names`, in the order of execution, whose removal after the others' would cut input from output."""
     graph, calls = traced(model, "structure 'layer' has to see the branches of the network"), {}
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in names:
-            calls.setdefault(node.target, set()).add(node)
+        name = _layer_called(model, node)
+        if name in names:
+            calls.setdefault(name, set()).add(node)
         elif node.op == "get_attr" and node.target.endswith(".weight"):  # a weight that is used without its layer
             name = node.target.removesuffix(".weight")
             if name in names:
@@ -125,6 +126,14 @@ def without_bypass(model, names):
         else:
             blocking.append(name)
     return blocking
+
+
+def _layer_called(model, node):
+    """The name of the layer whose output a node puts out: that which it calls, of attention its output projection."""
+    if node.op != "call_module":
+        return None
+    attention = isinstance(model.get_submodule(node.target), nn.MultiheadAttention)
+    return f"{node.target}.out_proj" if attention else node.target
 
 
 def traced(model, why="where α stands depends on what follows a layer"):

@@ -39,7 +39,8 @@ def _make_plain(module, name, holding):
     for held, parameter in list(parametrized.named_parameters(recurse=False)):
         if holding[id(parameter)] > 1:  # torch writes the new weight into it
             setattr(parametrized, held, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
-    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+    with torch.enable_grad():  # of several originals, weight_norm's two, torch looks at the result for requires_grad
+        parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _zero(layer, kept, holding):

@@ -59,7 +59,7 @@ def normalizations(model, structures):
     except ConfigError as error:
         warnings.warn(f"{error}: the α of channels stand on weights, where a normalization hides them", stacklevel=4)
         return {}
-    found = {}
+    found, hidden = {}, []
     for name in sorted(wanted):
         whole, layer = structures[name] == "layer", model.get_submodule(name)
         if isinstance(layer, nn.Linear) and not whole:
@@ -69,6 +69,14 @@ def normalizations(model, structures):
         targets = [walk.targets(node) for node in nodes]
         if targets and all(targets):
             found[name] = list(dict.fromkeys(target for one in targets for target in one))
+        elif nodes and all(walk.is_hidden(node) for node in nodes):
+            hidden.append(name)
+    if hidden:
+        warnings.warn(
+            f"the α of {', '.join(hidden)} stand on weights, where the normalization that follows hides them: it has "
+            "no γ that could take them, one entry a channel (affine=True)",
+            stacklevel=4,
+        )
     return found
 
 
@@ -101,6 +109,11 @@ def is_called_again(node):
     return any(other.target == node.target for other in node.graph.nodes if other is not node)
 
 
+def _parts(concatenation):
+    """What a node concatenates."""
+    return concatenation.args[0] if concatenation.args else concatenation.kwargs["tensors"]
+
+
 class _Walk:
     """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
 
@@ -121,6 +134,12 @@ class _Walk:
                 break
             found = beyond
         return [(norm.target, first, count) for norm, first, count in found]
+
+    def is_hidden(self, node):
+        """Whether all that reads a node is a normalization, with γ or without."""
+        kinds = BY_CHANNEL + BY_IMAGE if self.whole else BY_CHANNEL
+        users = [user for user in node.users if not queries_shape(user)]
+        return bool(users) and all(isinstance(self._module(user), kinds) for user in users)
 
     def _is_all(self, norm, first, count):
         return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
@@ -177,7 +196,8 @@ class _Walk:
 
     def _channels_before(self, concatenation, node):
         """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""
-        parts, axis = concatenation.args[0], concatenation.args[1:] or (concatenation.kwargs.get("dim", 0),)
+        parts = _parts(concatenation)
+        axis = concatenation.args[1:] or (concatenation.kwargs.get("dim", 0),)
         if axis != (1,) or not isinstance(parts, (list, tuple)) or parts.count(node) != 1:
             return None
         counts = [self._channels(part) for part in parts[: parts.index(node)]]
@@ -190,6 +210,6 @@ class _Walk:
             if hasattr(module, attribute):
                 return getattr(module, attribute)
         if node.target in CONCATENATIONS:
-            counts = [self._channels(part) for part in node.args[0]]
+            counts = [self._channels(part) for part in _parts(node)]
             return None if None in counts else sum(counts)
         return self._channels(node.args[0]) if self._passes(node, None) and node.args else None

@@ -13,6 +13,7 @@ the two gradients the paper prints is not available to us; the summed one was tr
 import torch
 from torch import nn
 
+from psp.errors import ConfigError
 from psp.method.structures import alpha_shape, is_transposed
 
 GRADIENTS = ("exact", "summed")
@@ -71,7 +72,16 @@ class Coupled(nn.Module):
         return self.leader[0].kept().reshape(self.shape)
 
     def forward(self, values):
+        check_original(self)
         return self.leader[0].forward(values, self.shape if values.ndim == len(self.shape) else None)
+
+
+def check_original(scale):
+    """Raise ConfigError for a copy that nn.DataParallel made, which would look for α on the first GPU."""
+    if getattr(scale, "_is_replica", False):
+        raise ConfigError(
+            "nn.DataParallel cannot share α between layers; use nn.parallel.DistributedDataParallel instead"
+        )
 
 
 class OnNormalization(nn.Module):
@@ -92,6 +102,7 @@ class OnNormalization(nn.Module):
         self.spans[first, count] = (*self.spans.get((first, count), ()), scale)
 
     def forward(self, values):
+        check_original(self)
         pieces, end = [], 0
         for (first, count), scales in sorted(self.spans.items(), key=lambda span: span[0]):
             piece = values[first : first + count]

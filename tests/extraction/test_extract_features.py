@@ -169,5 +169,5 @@ def test_frozen_networks_have_no_place_for_tokens():
     psp.parameterize(net, "column")
     psp.structure_parameters(net)["fc1"].data.view(-1)[:6] = 0.0
     images = torch.randn(4, 3, 5, 8)
-    with pytest.raises(KernelError, match="cannot be run with images as lanes"):
+    with pytest.raises(KernelError, match=r"cannot be run by psp\.freeze"):
         psp.freeze(psp.extract(net, images), images)

@@ -7,7 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import MOBILE, network, prune
-from test_freeze import ACTIVATIONS, BATCHES, PADS, PAIRS, alone, error, freeze, needs_bfloat16, pytestmark  # noqa: F401
+from test_freeze import (  # noqa: F401
+    ACTIVATIONS,
+    BATCHES,
+    PADS,
+    PAIRS,
+    alone,
+    bound,
+    either_type,
+    error,
+    freeze,
+    needs_bfloat16,
+    pytestmark,
+)
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -26,8 +38,8 @@ def test_convolutions_in_groups(n, groups, members, outputs, kernel, stride, dil
     torch.manual_seed(seed)
     conv = nn.Conv2d(groups * members, groups * outputs, kernel, stride, padding, dilation, groups)
     conv.weight.data *= torch.rand(1, members, *kernel) < share
-    x = torch.randn(n, groups * members, 8, 9)
-    assert error(conv, freeze(alone(conv, *x.shape[1:]), x), x) < 1e-5
+    x = torch.randn(n, groups * members, 8, 9).to(dtype := either_type(seed))
+    assert error(conv, freeze(alone(conv, *x.shape[1:]), x), x) < bound(dtype)
 
 
 @settings(deadline=None, max_examples=40)
@@ -40,8 +52,8 @@ def test_transposed_convolutions(n, c, k, stride, padding, kernel, more, bias, s
     torch.manual_seed(seed)
     more = tuple(more * (s - 1) for s in stride)
     layer = nn.ConvTranspose2d(c, k, kernel, stride, padding, more, bias=bias)
-    x = torch.randn(n, c, 9, 8)
-    assert error(layer, freeze(alone(layer, *x.shape[1:]), x), x) < 1e-5
+    x = torch.randn(n, c, 9, 8).to(dtype := either_type(seed))
+    assert error(layer, freeze(alone(layer, *x.shape[1:]), x), x) < bound(dtype)
 
 
 @settings(deadline=None, max_examples=20)
@@ -57,8 +69,8 @@ def test_transposed_convolutions_of_kept_columns(n, c, k, stride, padding, kerne
     settings = whole.stride, whole.padding, whole.output_padding, whole.dilation
     layer = ColumnSparseConvTranspose2d(whole.weight.detach().transpose(0, 1), whole.bias.detach(), *settings)
     assert torch.equal(layer.dense(), whole.weight)
-    x = torch.randn(n, c, 9, 8)
-    assert error(whole, freeze(alone(layer, *x.shape[1:]), x), x) < 1e-5
+    x = torch.randn(n, c, 9, 8).to(dtype := either_type(seed))
+    assert error(whole, freeze(alone(layer, *x.shape[1:]), x), x) < bound(dtype)
 
 
 @pytest.mark.parametrize("layer", [

@@ -12,6 +12,7 @@ from torch import nn
 import psp
 from psp import native
 from psp.frozen.freeze import available
+from psp.frozen.lanes import SOURCE as LANES
 from psp.frozen.layout import Layouts
 from psp.frozen.pixels import HEADERS, SOURCE, Pixels
 from psp.frozen.planner import Planner
@@ -252,16 +253,18 @@ def test_maps_that_live_at_once_do_not_overlap():
 
 @pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512", "cooperlake", "sapphirerapids"])
 @pytest.mark.parametrize("macros", [(), ("-DBFLOAT16",)])
-def test_the_code_of_every_processor_compiles(tmp_path, processor, macros):
+@pytest.mark.parametrize("source", [SOURCE, LANES])
+def test_the_code_of_every_processor_compiles(tmp_path, processor, macros, source):
     if "__x86_64__" not in native.output(["cc", "-dM", "-E", "-x", "c", os.devnull]):
         pytest.skip("no compiler for x86-64 here")
-    made = tmp_path / "pixels.s"
-    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", f"-march={processor}", *macros, "-S", str(SOURCE)]
+    made, newest = tmp_path / "made.s", bool(macros) and processor in ("cooperlake", "sapphirerapids")
+    command = ["cc", "-std=gnu11", "-O1", "-Wall", "-Werror", f"-march={processor}", *macros, "-S", str(source)]
     result = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
     if "bad value" in result.stderr or "unknown target" in result.stderr:
         pytest.skip(f"this compiler does not know {processor}")
     assert not result.returncode, result.stderr
-    assert ("tdpbf16ps" in made.read_text()) == (bool(macros) and processor in ("cooperlake", "sapphirerapids"))
+    assert ("tdpbf16ps" in made.read_text()) == (newest and source == SOURCE)
+    assert ("vdpbf16ps" in made.read_text()) == newest
 
 
 def test_what_is_compiled_anew_is_announced_once(tmp_path, monkeypatch, capsys):

@@ -114,6 +114,12 @@ def test_a_gate_is_no_bypass_around_what_it_multiplies(bias):
     psp.parameterize(net, {"g": "layer"})
 
 
+def test_attention_is_called_by_its_block_and_needs_a_bypass_for_its_projection():
+    attention = nn.MultiheadAttention(4, 2)
+    assert without_bypass(Call(lambda self, x: self.m(x, x, x)[0], m=attention), ["m.out_proj"]) == ["m.out_proj"]
+    assert without_bypass(Call(lambda self, x: x + self.m(x, x, x)[0], m=attention), ["m.out_proj"]) == []
+
+
 def test_a_weight_that_is_used_without_its_layer_needs_a_bypass_too():
     class Functional(nn.Module):
         def __init__(self):

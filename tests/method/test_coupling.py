@@ -113,3 +113,23 @@ def test_a_transposed_convolution_shares_the_alpha_of_its_output_channels(channe
     for layer, pruner in parametrizations(net).values():
         assert torch.equal(kept_weights(layer, pruner), layer.weight != 0)
     assert net.transposed.weight[:, 0].abs().max() == 0
+
+
+class Broadcast(torch.nn.Module):
+    """A sum of 16 channels, of one that is added to all of them, and of 16 channels of a grouped transposed one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(4, 16, 1), torch.nn.Conv2d(4, 16, 1)
+        self.one, self.pool = torch.nn.Conv2d(4, 1, 3, padding=1), torch.nn.AdaptiveAvgPool2d(1)
+        self.up = torch.nn.ConvTranspose2d(16, 16, 1, groups=16, bias=False)
+
+    def forward(self, x):
+        return self.up(self.a(x)) + self.pool(self.b(x)) + self.one(x) + self.a(x)
+
+
+def test_only_layers_with_as_many_alpha_share_them():
+    net = psp.parameterize(Broadcast(), "channel", couple=True)
+    shapes = {name: alpha.numel() for name, alpha in psp.structure_parameters(net).items()}
+    assert shapes == {"a": 16, "one": 1}, "b shares those of a, and up the one of the single channel"
+    assert net(torch.randn(2, 4, 5, 5)).shape == (2, 16, 5, 5)

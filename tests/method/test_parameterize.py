@@ -299,3 +299,13 @@ def test_modules_that_share_a_weight(skip):
     embedded = net.embed.weight.clone()
     torch.testing.assert_close(psp.fold(net)(x), expected)
     assert torch.equal(net.embed.weight, embedded)
+
+
+def test_what_is_folded_can_be_trained_on():
+    """Also a weight that is a product of two: under no_grad torch would make a buffer of it."""
+    plain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2))
+    folded = psp.fold(psp.parameterize(net))
+    trained = {name for name, parameter in folded.named_parameters() if parameter.requires_grad}
+    assert trained == set(dict(plain.named_parameters()))
+    assert all(parameter.is_leaf for parameter in folded.parameters())

@@ -115,6 +115,7 @@ def test_alpha_stands_on_the_weight_if_anything_but_normalizations_sees_the_outp
     assert bool(normalizations(Seen(read), {"conv": "channel"})) is hidden
 
 
+@pytest.mark.filterwarnings("ignore:the α of 0 stand on weights")
 def test_normalizations_of_all_channels_hide_the_alpha_of_a_layer_and_not_of_a_channel():
     for norm in (nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.BatchNorm2d(6)):
         net = nn.Sequential(nn.Conv2d(3, 6, 1), norm)
@@ -400,6 +401,34 @@ def test_a_network_that_cannot_be_traced_keeps_them_on_weights_and_says_so():
     with pytest.warns(UserWarning, match=r"cannot trace Dynamic .* α of channels stand on weights"):
         net = psp.parameterize(Dynamic(), "channel")
     assert behind(net) == {}
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, affine=False)])
+def test_a_normalization_without_gamma_hides_alpha_and_says_so(norm):
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), nn.Conv2d(4, 3, 1))
+    with pytest.warns(UserWarning, match=r"α of 0 stand on weights, where .* hides them: it has no γ"):
+        psp.parameterize(net, "channel")
+    assert behind(net) == {}
+
+
+def test_what_is_concatenated_by_name_is_found():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.bn = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            return self.bn(torch.cat(tensors=[self.a(x), self.b(x)], dim=1))
+
+    assert normalizations(Named(), dict.fromkeys("ab", "channel")) == {"a": [("bn", 0, 4)], "b": [("bn", 4, 2)]}
+
+
+@pytest.mark.parametrize("structure", ["channel", "layer"])
+def test_the_copies_of_data_parallel_are_refused_where_they_would_share_alpha(structure):
+    net = psp.parameterize(psp.create_model("resnet20"), structure, skip=("conv1", "fc"))
+    scale = net.layer1[0].bn2.parametrizations.weight[0]
+    with pytest.raises(ConfigError, match=r"use nn\.parallel\.DistributedDataParallel"):
+        scale._replicate_for_data_parallel()(torch.ones(16))
 
 
 def test_an_unknown_place_is_named():
