@@ -1,7 +1,8 @@
 """Answers to what a network's code asks while it is traced: how many parts, how long, larger than 7?
 
 torch.fx traces without values, and cannot say. The shapes of the example can: the graph so far is run on it without
-numbers, and on larger ones, too, of even and odd sizes. Where all answer the same, the answer holds for all sizes. What
+numbers, and on larger ones, too, of even and odd sizes. Where all answer the same, the answer is taken for that of all
+sizes; where it is not, the network that is made of it shows it on another size (`psp.extraction.compare`). What
 depends on the numbers themselves has no answer.
 """
 

@@ -1,6 +1,7 @@
 """Whether the smaller network gives the outputs of the masked one, in whatever form they come."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 
 import torch
@@ -30,12 +31,45 @@ def check_finite(outputs):
 def compare(outputs, expected):
     """Raise ExtractError unless two outputs, tensors or nests of them, agree."""
     for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
-        bound = {"rtol": 0, "atol": TOLERANCE * _largest(theirs), "equal_nan": True}
-        if ours.shape != theirs.shape or not torch.allclose(ours, theirs, **bound):
+        if ours.shape != theirs.shape or not _agree(ours, theirs):
             raise ExtractError(
                 "the smaller network does not give the outputs of the masked one: its forward is no function of the "
                 "input alone (random numbers, a state, a write into a view of a tensor)"
             )
+
+
+def taken(masked, examples):
+    """[(example, what the masked network makes of it)] of those examples that it takes."""
+    found = []
+    for values in examples:
+        with suppress(Exception):  # whatever a forward may raise on a size that it is not for
+            found.append((values, masked(*(x.clone() for x in values))))
+    return found
+
+
+def check_batch(smaller, batch):
+    """Raise ExtractError unless the smaller network agrees on a batch of another length, as of `taken`."""
+    if not agrees(smaller, batch):
+        raise ExtractError(
+            "the network's forward does other things for one image than for several, and what is extracted would do "
+            "the same for both; take what asks for the length of the batch out of it"
+        )
+
+
+def agrees(smaller, examples):
+    """Whether the smaller network gives the outputs that stand beside some examples, as of `taken`."""
+    for values, expected in examples:
+        try:
+            compare(smaller(*(x.clone() for x in values)), expected)
+        except Exception:  # likewise
+            return False
+    return True
+
+
+def _agree(ours, theirs):
+    if not theirs.is_floating_point():
+        return torch.equal(ours, theirs)
+    return torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE * _largest(theirs), equal_nan=True)
 
 
 def _tensors(nest):

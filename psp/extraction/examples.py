@@ -46,6 +46,22 @@ def larger(inputs):
     yield tuple(twice_as_many(x) for x in inputs)
 
 
+def other_sizes(inputs):
+    """Inputs of other sizes that a network may take, as tuples: one more and half as many pixels, or steps.
+
+    Axis 1 is that of the steps of a sequence, N×steps×features or N×tokens.
+    """
+    for axes in (_space, _steps):
+        for length in (lambda n: n + 1, lambda n: -(-n // 2)):
+            if any(axes(x) for x in inputs):
+                yield tuple(_resized(x, axes(x), length) for x in inputs)
+
+
+def another_batch(inputs):
+    """One image of several, or one twice."""
+    return tuple(x[:1] if x.ndim and len(x) > 1 else twice_as_many(x) for x in inputs)
+
+
 def twice_as_many(x):
     """A batch of the same twice; numbers stay as they are."""
     return torch.cat([x, x]) if x.ndim else x
@@ -54,6 +70,21 @@ def twice_as_many(x):
 def _twice_as_large(x):
     x = twice_as_many(x)
     return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+
+
+def _space(x):
+    return range(2, x.ndim) if x.is_floating_point() else ()
+
+
+def _steps(x):
+    return (1,) if x.ndim == (3 if x.is_floating_point() else 2) else ()
+
+
+def _resized(x, axes, length):
+    """A tensor that is `length(n)` long where it was n along some axes, its numbers over again where it is longer."""
+    for axis in axes:
+        x = x.index_select(axis, torch.arange(length(x.shape[axis])) % x.shape[axis])
+    return x
 
 
 def _one_pixel_larger(x):

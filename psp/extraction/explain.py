@@ -7,6 +7,7 @@ from psp.extraction.graph import describe
 from psp.extraction.names import free_name
 from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
+from psp.extraction.shapes import FLATTENS
 from psp.kernels.spread import SpreadWeight
 from psp.method.attach import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed
@@ -98,7 +99,7 @@ def _why(traced, name):
         )
     whole = _reads_whole(called[0])
     if whole is not None:
-        return f"all that it computes is read by {describe(whole)}, of whose channels none can go"
+        return f"all that it computes is read by {_named(whole)}, of whose channels none can go"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
 
 
@@ -108,7 +109,14 @@ def _put_back(traced, name, layer, pruner):
     if len(called) != 1 or is_transposed(layer) or kept_weights(layer, pruner).flatten(1).any(1).all():
         return ""
     whole = _reads_whole(called[0])
-    return "" if whole is None else f"what it prunes is put back for {describe(whole)}, of whose channels none can go"
+    return "" if whole is None else f"what it prunes is put back for {_named(whole)}, of whose channels none can go"
+
+
+def _named(node):
+    """A node in words, and how to write one that is a flattening for images of the example's size alone."""
+    read = node.all_input_nodes[0].meta["shape"] if node.all_input_nodes else None
+    flat = node.target in FLATTENS and read is not None and node.meta["shape"] == (read[0], read[1:].numel())
+    return describe(node) + " (which x.flatten(1) would be followed through)" * flat
 
 
 def _reads_whole(node):

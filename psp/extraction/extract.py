@@ -10,7 +10,8 @@ details are in `psp/extraction/`:
 4. layers: every convolution that is left becomes the smallest that has its nonzero weights.
 
 All of it runs in float64, and the result is compared with the network, on the example and on random values beside it,
-before it is handed out.
+before it is handed out; and on other sizes, where one that is another function there than the network refuses all but
+the example's.
 """
 
 import copy
@@ -20,9 +21,9 @@ import torch
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
-from psp.extraction.compare import beside, check_finite, compare
+from psp.extraction.compare import agrees, beside, check_batch, check_finite, compare, taken
 from psp.extraction.cost import left_parameters
-from psp.extraction.examples import twice_as_many
+from psp.extraction.examples import another_batch, other_sizes
 from psp.extraction.explain import explanation
 from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.heads import drop_heads
@@ -74,10 +75,9 @@ def extract(model, example_input):
     network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
     shown = [inputs, beside(inputs)]
-    if network.meta["fixed"]:  # only then: it costs time, and elsewhere the size changes nothing
-        shown.append(tuple(twice_as_many(x) for x in inputs))
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
+    batch, sizes = taken(masked, [another_batch(inputs)]), taken(masked, other_sizes(inputs))
     make_pure(network)
     drop_checks(network)
     use_layers(network)
@@ -89,10 +89,11 @@ def extract(model, example_input):
     smaller = polish(Builder(network, known, wanted).build())
     if left_parameters(smaller) > left_parameters(model):
         store_nonzero(smaller)
-    if network.meta["fixed"]:
-        fix_size(smaller, inputs)
     for values, outputs in zip(shown, expected, strict=True):
         compare(smaller(*values), outputs)
+    check_batch(smaller, batch)
+    if network.meta["fixed"] or not agrees(smaller, sizes):
+        fix_size(smaller, inputs)
     smaller.meta["explanation"] = explanation(model, network, smaller)
     like = next(model.parameters())
     return smaller.to(like.device, like.dtype).eval()
@@ -100,7 +101,7 @@ def extract(model, example_input):
 
 @torch.no_grad()
 def fold_batchnorm(model):
-    """The network with every batch normalization folded into the convolution or linear layer right before it.
+    """The network with every batch normalization folded into the convolution right before it.
 
     What a dense network is to be compared with: evaluation-mode batch normalization costs nothing there either.
     `model`, in evaluation mode, parameterized or not, stays as it is. Returns a torch.fx.GraphModule.

@@ -5,6 +5,7 @@ plain: operations that write into their argument become ones that return a new t
 the convolution before it.
 """
 
+import copy
 import inspect
 import operator
 from collections import Counter
@@ -128,7 +129,7 @@ def fold_batchnorm_(network):
             continue
         # Into what comes of it a second one may be folded.
         if isinstance(layer, nn.Linear):
-            modules[before.target] = fuse_linear_bn_eval(layer, norm)
+            modules[before.target] = fuse_linear_bn_eval(layer, _with_affine(norm))
         else:
             modules[before.target] = fuse_conv_bn_eval(layer, norm, transposed)
         network.set_submodule(before.target, modules[before.target])
@@ -136,6 +137,16 @@ def fold_batchnorm_(network):
         network.graph.erase_node(node)
     network.delete_all_unused_submodules()
     network.recompile()
+
+
+def _with_affine(norm):
+    """A normalization with γ and β, which torch's function for linear layers needs; 1 and 0 where it has none."""
+    if norm.affine:
+        return norm
+    norm = copy.copy(norm)
+    norm._parameters = {"weight": nn.Parameter(torch.ones_like(norm.running_mean))}
+    norm._parameters["bias"] = nn.Parameter(torch.zeros_like(norm.running_mean))
+    return norm
 
 
 def describe(node):

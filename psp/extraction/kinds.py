@@ -126,6 +126,8 @@ def _module_op(node, module, times):
 
 
 def _function_op(node):
+    if not node.args:  # all by their names
+        return Op(node)
     target, reads = node.target, [n for n in node.args if isinstance(n, fx.Node)]
     if target is torch.cat and _along(node, 1):
         return _cat(node)

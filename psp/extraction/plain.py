@@ -21,7 +21,7 @@ def use_layers(network):
     """Replace in place functions of constant weights by layers of torch.nn; the shapes are known."""
     for node in list(network.graph.nodes):
         make = MAKERS.get(node.target) if node.op == "call_function" else None
-        if make is None or not isinstance(node.args[0], fx.Node):
+        if make is None or not node.args or not isinstance(node.args[0], fx.Node):
             continue
         sources = _weights(node)
         behind = _behind([n for n in sources if n is not None])
@@ -30,7 +30,12 @@ def use_layers(network):
         values = _values(network, behind)
         layer = make(node, *(values.get(n) for n in sources))
         if layer is not None and not _fills_zeros(layer, values):
-            node.op, node.target, node.args, node.kwargs = "call_module", _name_of(network, node), node.args[:1], {}
+            node.op, node.target, node.args, node.kwargs = (
+                "call_module",
+                _name_of(network, node, values),
+                node.args[:1],
+                {},
+            )
             for read in reversed(values):
                 network.graph.erase_node(read)
             network.set_submodule(node.target, layer.eval())
@@ -127,13 +132,18 @@ def _values(network, behind):
     return values
 
 
-def _name_of(network, node):
-    """The name of the module whose forward calls the function, if nothing else of it is called, else a new one."""
+def _name_of(network, node, values):
+    """The name of the module whose forward calls the function, if nothing else of it is used, else a new one.
+
+    `values` has the nodes that read what becomes the layer's own.
+    """
     inside = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
     if not inside:
         return node.name
     called = free_name(inside[-1])
     # All that a graph takes along of a module that it does not call are the tensors that it reads.
     left = dict(network.named_modules()).get(called)
+    others = (n for n in network.graph.nodes if n.op == "get_attr" and n not in values)
     alone = left is None or (type(left) is nn.Module and not list(left.children()))
+    alone = alone and not any(n.target.startswith(f"{called}.") for n in others)
     return called if alone else f"{called}.{node.name}"

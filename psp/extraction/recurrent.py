@@ -31,6 +31,7 @@ class Recurrent(Op):
         """The layer for the features `carried` alone, the effect of all others in its biases."""
         old = self.module
         names = ("hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        names += ("nonlinearity",) * (type(old) is nn.RNN)
         layer = type(old)(int(carried.sum()), **{name: getattr(old, name) for name in names}).to(channels.value)
         state = dict(old.state_dict())
         for name in self.names:

@@ -86,7 +86,10 @@ class Shapes(Interpreter):
 
 
 def find_flattens(network):
-    """Write every reshape from N×C×… to N×(C·…), however spelled, as torch.flatten(x, 1); shapes are known."""
+    """Write every reshape from N×C×… to N×(C·…), however spelled, as torch.flatten(x, 1); shapes are known.
+
+    Not x.view(-1, 3136), which takes larger images for more of them.
+    """
     for node in network.graph.nodes:
         if node.op == "call_module":
             flattens = type(network.get_submodule(node.target)) is nn.Flatten

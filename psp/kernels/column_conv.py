@@ -71,6 +71,9 @@ def output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, 
         raise ConfigError(f"weight must be K×J with J channels and J taps, got shapes {shapes}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ConfigError(f"bias must hold one value for each row of weight, got {tuple(bias.shape)}")
+    if min(*kernel_size, *stride, *dilation) < 1 or min(padding) < 0:
+        given = f"{kernel_size}, {stride}, {dilation} and {padding}"
+        raise ConfigError(f"kernel_size, stride and dilation must be at least 1 and padding at least 0, got {given}")
     shape = [x.shape[0], weight.shape[0]]
     for axis in (0, 1):
         span = dilation[axis] * (kernel_size[axis] - 1) + 1

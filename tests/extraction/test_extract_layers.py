@@ -314,8 +314,11 @@ class Sequences(nn.Module):
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 2}], ids=str)
-def test_a_recurrent_layer_loses_the_features_that_nobody_feeds(kind, options):
-    net = prune_channels(Sequences(kind, **options).double(), fc=[0, 2, 4, 6, 8])
+@pytest.mark.parametrize("more", [{}, {"nonlinearity": "relu"}], ids=str)
+def test_a_recurrent_layer_loses_the_features_that_nobody_feeds(kind, options, more):
+    if more and kind is not nn.RNN:
+        pytest.skip("of nn.RNN alone")
+    net = prune_channels(Sequences(kind, **options, **more).double(), fc=[0, 2, 4, 6, 8])
     smaller = psp.extract(net, torch.randn(2, 7, 6, dtype=torch.float64))
     assert difference(net, smaller, torch.randn(3, 9, 6, dtype=torch.float64)) < 1e-13
     assert (smaller.fc.out_features, smaller.steps.input_size) == (5, 5)
@@ -360,6 +363,24 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     with pytest.raises(ExtractError, match="onnxruntime gives other outputs"):
         psp.export(smaller, earlier, x)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["another"]
+
+
+@pytest.mark.parametrize("second", [lambda x: torch.log(x), lambda x: x.sum(1, keepdim=True)])
+def test_another_output_than_the_first_is_compared_too(tmp_path, monkeypatch, second):
+    """NaN in the second, or another shape that would broadcast."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Two(nn.Module):
+        def forward(self, x):
+            return x.relu(), x.sum(1)
+
+    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    run = onnxruntime.InferenceSession.run
+    wrong = second(x).numpy()
+    monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *args: [run(*args)[0], wrong])
+    with pytest.raises(ExtractError, match="onnxruntime gives other outputs than the network: they differ by"):
+        psp.export(Two().eval(), tmp_path / "net.onnx", x)
 
 
 def test_a_network_in_training_mode_is_not_exported_and_stays_as_it_is(tmp_path):

@@ -265,3 +265,67 @@ def test_a_wrong_number_in_a_dataclass_is_found(name):
     net.d = nn.Sequential(net.d, Counting())
     with pytest.raises(ExtractError, match="does not give the outputs of the masked one"):
         psp.extract(prune_channels(net.double(), c=[0]), images())
+
+
+class Gained(nn.Conv2d):
+    """A layer with a parameter beside its weight, which its code multiplies by."""
+
+    def __init__(self, *settings):
+        super().__init__(*settings)
+        self.gain = nn.Parameter(torch.full((1,), 2.0))
+
+    def forward(self, x):
+        return self._conv_forward(x, self.weight, self.bias) * self.gain
+
+
+class Adapted(nn.Linear):
+    """Low-rank adaptation: a weight and a product of two more."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(x, self.down), self.up)
+
+
+def test_a_layer_with_parameters_beside_its_weight_keeps_them():
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), Adapted(4, 5))
+    net = prune_channels(nn.Sequential(nn.Conv2d(3, 8, 3), Gained(8, 4, 3), head).double(), **{"0": [1, 3]})
+    assert exact(net, psp.extract(net, images()))
+
+
+def test_a_linear_layer_before_a_normalization_without_gamma():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 3)).double()
+    net[1].running_mean.normal_(), net[1].running_var.uniform_(0.5, 2.0)
+    net = psp.parameterize(net.eval(), "column")
+    psp.structure_parameters(net)["0"].data[0, 2:5] = 0.0
+    x = torch.randn(4, 8, dtype=torch.float64)
+    assert difference(net, psp.extract(net, x), x) < 1e-13
+
+
+def test_an_output_that_is_true_or_false():
+    torch.manual_seed(0)
+    net = Call(lambda self, x: (self.a(x), self.a(x) > 0), a=nn.Conv2d(3, 4, 3))
+    net = prune_channels(net.double(), a=[1])
+    ours, theirs = psp.extract(net, images())(x := images()), net(x)
+    assert torch.equal(ours[1], theirs[1])
+
+
+def test_arguments_by_their_names():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(16, 4, 1)
+            self.w = nn.Parameter(torch.randn(8, 8, 1, 1))
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(torch.cat(tensors=[x, F.conv2d(input=x, weight=self.w)], dim=1)), torch.stack(tensors=[x, x])
+
+    torch.manual_seed(0)
+    net = prune_channels(Named().double(), a=[1, 3])
+    ours, theirs = psp.extract(net, images())(x := images()), net(x)
+    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs, strict=True))

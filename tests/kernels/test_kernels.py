@@ -207,6 +207,9 @@ def test_what_does_not_fit_together_is_named():
         column_conv2d(x, weight, c[1:], t, bias, **options)
     with pytest.raises(ConfigError, match="one value for each row"):
         column_conv2d(x, weight, c, t, bias[1:], **options)
+    for wrong in ({"padding": (1, -1)}, {"stride": 0}, {"dilation": (-1, 1)}):
+        with pytest.raises(ConfigError, match="stride and dilation must be at least 1 and padding at least 0"):
+            column_conv2d(x, weight, c, t, bias, **{**options, **wrong})
     with pytest.raises(ConfigError, match="spans 3 pixels"):
         column_conv2d(x[:, :, :2], weight, c, t, bias, **options)
     for dtype in (torch.float32, torch.float64):

@@ -1,0 +1,106 @@
+"""psp.extract on networks that do other things on other sizes: they are exact there, or refuse them."""
+
+import pytest
+import torch
+from networks import Call, difference, prune_channels
+from torch import nn
+from torch.nn import functional as F
+
+import psp
+from psp.errors import ExtractError
+
+
+def images(side, batch=2):
+    return torch.randn(batch, 3, side, side, dtype=torch.float64)
+
+
+def steps(count, batch=2):
+    return torch.randn(batch, count, 6, dtype=torch.float64)
+
+
+def mean_of_steps(self, x):
+    return self.b(self.a(x).relu().sum(1) / x.size(1))
+
+
+def step_by_step(self, x):
+    h = 0.0
+    for t in range(x.shape[1]):
+        h = torch.tanh(self.b(self.a(x[:, t]).relu()) + h)
+    return h
+
+
+def halves_of_rows(self, x):
+    top, bottom = self.norm(self.a(x).permute(0, 2, 3, 1)).chunk(2, dim=1)
+    return self.b(torch.cat([top, bottom], -1)).mean((1, 2))
+
+
+def one_more_step(self, x):
+    return self.b(F.pad(self.norm(self.a(x)), (0, 0, 0, 1), value=1.0)).sum(1)
+
+
+def flattened(self, x):
+    return torch.flatten(torch.sigmoid(self.a(x)), 1)
+
+
+def enlarged_if_small(self, x):
+    return self.b(self.a(x if min(x.shape[-2:]) >= 12 else F.interpolate(x, size=(16, 16))))
+
+
+SEQUENCES = {
+    "mean of steps": (mean_of_steps, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
+    "step by step": (step_by_step, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
+    "one more step": (one_more_step, {"a": nn.Linear(6, 8), "norm": nn.LayerNorm(8), "b": nn.Linear(8, 5)}),
+}
+IMAGES = {
+    "halves of rows": (halves_of_rows, {"a": nn.Conv2d(3, 8, 1), "norm": nn.LayerNorm(8), "b": nn.Linear(16, 5)}),
+    "flattened": (flattened, {"a": nn.Conv2d(3, 8, 3, padding=1)}),
+    "enlarged": (enlarged_if_small, {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 3)}),
+}
+CASES = [(*case, steps, 7, (1, 6, 8, 14)) for case in SEQUENCES.values()]
+CASES += [(*case, images, 16, (8, 15, 17, 32)) for case in IMAGES.values()]
+
+
+@pytest.mark.parametrize(("forward", "layers", "make", "size", "others"), CASES, ids=[*SEQUENCES, *IMAGES])
+def test_another_size_is_exact_or_refused(forward, layers, make, size, others):
+    torch.manual_seed(0)
+    net = prune_channels(Call(forward, **layers).double(), a=[1, 2, 5])
+    smaller = psp.extract(net, make(size))
+    assert difference(net, smaller, make(size, 3)) < 1e-13
+    for other in others:
+        if "only" in psp.explain(smaller).sizes:
+            with pytest.raises(ExtractError, match="extract it again with such an example"):
+                smaller(make(other))
+        else:
+            assert difference(net, smaller, make(other)) < 1e-13
+
+
+def test_a_network_that_is_exact_on_all_sizes_refuses_none():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    smaller = psp.extract(prune_channels(net.double(), **{"0": [1, 4]}), images(9))
+    assert psp.explain(smaller).sizes == "any size that the network takes"
+    assert difference(net, smaller, images(23)) < 1e-13
+
+
+def test_what_the_number_of_images_decides_is_refused():
+    net = Call(lambda self, x: self.a(x) if len(x) == 1 else 2 * self.a(x), a=nn.Conv2d(3, 4, 1))
+    net = psp.parameterize(net.double().eval(), "column")
+    for batch in (1, 2):
+        with pytest.raises(ExtractError, match="other things for one image than for several"):
+            psp.extract(net, images(8, batch))
+
+
+@pytest.mark.parametrize(("write", "left"), [(lambda x: x.flatten(1), 6), (lambda x: x.view(x.size(0), -1), 6),
+                                             (lambda x: x.view(-1, 8 * 16), 8)])  # fmt: skip
+def test_a_linear_layer_behind_a_flattening_loses_what_is_pruned_but_behind_a_view_as_so_many_numbers(write, left):
+    """Which takes larger images for more of them, and is exact there; how to write it is said."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), Call(write), nn.Linear(8 * 16, 5))
+    net = prune_channels(net.double(), **{"0": [1, 4]})
+    smaller = psp.extract(net, images(8))
+    assert difference(net, smaller, images(8, 5)) < 1e-13
+    assert smaller.get_submodule("4").in_features == left * 16
+    said = "x.flatten(1) would be followed through" in psp.explain(smaller).layers[0].why
+    assert said is (left == 8)
+    if left == 8:
+        assert difference(net, smaller, images(16)) < 1e-13
