@@ -51,21 +51,17 @@ def pruned_networks():
 
 
 def made(networks, images, options):
-    """{(network, engine, precision): a call}, of all that there are here."""
+    """{(network, engine, precision): a call}, of all that there are here and whose outputs are the network's."""
+    from psp.timing.record import make_variants
     from psp.timing.settings import PRECISIONS
-    from psp.timing.variants import make_variant
 
+    engines = [engine for engine in ENGINES if engine != "openvino" or not options.without_amx]
     calls = {}
     for name, network in networks.items():
-        for engine in ENGINES:
-            for precision in PRECISIONS:
-                if options.without_amx and engine == "openvino":
-                    continue
-                call = make_variant(engine, precision, network, images, options.threads)
-                if isinstance(call, str):
-                    print(f"{name}, {engine}, {precision}: {call}")
-                else:
-                    calls[name, engine, precision] = call
+        found, missing = make_variants(network, {"backends": engines, "precisions": PRECISIONS}, images)
+        calls |= {(name, *variant): call for variant, call in found.items()}
+        for one in missing:
+            print(f"{name}, {one['backend']}, {one['precision']}: {one['reason']}")
     return calls
 
 
@@ -133,15 +129,11 @@ def cell(values):
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
-def ways(networks, images):
-    """Which way psp.freeze takes, a line for each network and type."""
-    import torch
-
-    import psp
-
-    for name, network in networks.items():
-        for dtype in (torch.float32, torch.bfloat16):
-            print(f"{name}, {str(dtype)[6:]}: {psp.freeze(network, images.to(dtype)).way(len(images))}")
+def ways(calls, batch):
+    """Which way the functions of psp.freeze that were timed took, a line for each network and type."""
+    for (name, engine, precision), call in calls.items():
+        if engine == OURS:
+            print(f"{name}, {precision}: {call.func.way(batch)}")
 
 
 def main():
@@ -173,7 +165,7 @@ def main():
         report(batch, networks, times, least)
         print(f"{options.threads} threads multiply {before:.2f} (before) and {after:.2f} (after) times as fast as one.")
         print()
-        ways(networks, images)
+        ways(calls, batch)
     where(networks, torch.randn(1, 3, 32, 32).bfloat16())
 
 

@@ -1,9 +1,13 @@
 """What a user would take instead of PSP, on our schedule: python benchmarks/peers.py RECORD --pruner slimming …
 
-A pruner of torch-pruning, through its public interface: for the first half of the epochs it adds its regularizer to
-the gradients, then removes channels, least important first over the whole network, until the multiply-accumulates are
-down by the factor asked for; the rest of the schedule trains what is left. Images, augmentation, optimizer, rates and
-the error are those of psp.train; the optimizer begins anew after the removal, as the tensors it knew are gone.
+A pruner of torch-pruning, through its public interface: for the first epochs it adds its regularizer to the gradients,
+then removes channels, least important first over the whole network, until the multiply-accumulates are down by the
+factor asked for; the rest of the schedule trains what is left. Images, augmentation, optimizer, rates and the error are
+those of psp.train; the optimizer begins anew after the removal, as the tensors it knew are gone.
+
+Only channels within the blocks go. The shortcuts of these networks pad channels with zeros, before and behind, and
+torch-pruning takes channel k before such a shortcut for channel k behind it: what it removes along the shortcuts would
+misroute those that are left.
 """
 
 import argparse
@@ -46,11 +50,11 @@ PRUNERS = {
 
 
 def make_pruner(name, model, image, regularization):
-    """A pruner of torch-pruning for all channels of `model` but the classifier's outputs."""
+    """A pruner of torch-pruning for the channels within the blocks of `model`, one of psp.models.resnet."""
     kind, importance = PRUNERS[name]
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    kept = [model.conv1, model.fc]  # and with the first convolution all that is added to its channels
     options = {"global_pruning": True, "pruning_ratio": 1.0, "max_pruning_ratio": MOST, "iterative_steps": STEPS}
-    return kind(model, image, importance(), reg=regularization, ignored_layers=last, **options)
+    return kind(model, image, importance(), reg=regularization, ignored_layers=kept, **options)
 
 
 def remove(pruner, model, image, reduction):
@@ -64,7 +68,7 @@ def remove(pruner, model, image, reduction):
     raise SystemExit(f"with {MOST:.0%} of each layer's channels gone the costs are not yet down by {reduction}")
 
 
-def train(config, pruner_name, regularization, reduction, checkpoints):
+def train(config, pruner_name, regularization, prune_at, reduction, checkpoints):
     """Train and prune one network; returns its record, a JSON-ready dict, with the shapes that are left."""
     device = torch.device("cpu")
     data = load(config.dataset)
@@ -80,7 +84,7 @@ def train(config, pruner_name, regularization, reduction, checkpoints):
         before = psp.cost(state.model, image)
         with tqdm(total=config.epochs * steps_per_epoch(config, training), mininterval=10) as bar:
             for epoch in range(config.epochs):
-                if epoch == config.epochs // 2:
+                if epoch == round(prune_at * config.epochs):
                     decay.remove()
                     remove(pruner, state.model, image, reduction)
                     state.optimizer = make_optimizer(state.model, config)
@@ -91,6 +95,7 @@ def train(config, pruner_name, regularization, reduction, checkpoints):
     return {
         "pruner": pruner_name,
         "regularization": regularization,
+        "prune_at": prune_at,
         "reduction": reduction,
         "config": config.as_dict(),
         "data": data.summary(),
@@ -123,6 +128,7 @@ def main():
     parser.add_argument("record", type=Path, help="the JSON file to write")
     parser.add_argument("--pruner", choices=PRUNERS, required=True)
     parser.add_argument("--regularization", type=float, default=1e-4)
+    parser.add_argument("--prune-at", type=float, default=0.5, help="share of the epochs before the removal")
     parser.add_argument("--reduction", type=float, required=True, help="of multiply-accumulates")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--epochs", type=int, default=12)
@@ -133,7 +139,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", default="checkpoints", help="folder that remembers how steps are computed")
     options = vars(parser.parse_args())
-    how = [options.pop(name) for name in ("pruner", "regularization", "reduction", "checkpoints")]
+    how = [options.pop(name) for name in ("pruner", "regularization", "prune_at", "reduction", "checkpoints")]
     record = options.pop("record")
     write_json(sealed(train(RunConfig(method="baseline", **options), *how)), record)
 

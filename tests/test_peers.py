@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import psp
+from psp.timing.networks import lively
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 peers, peers_time = map(importlib.import_module, ("peers", "peers_time"))
@@ -27,8 +28,30 @@ def test_a_pruner_stops_at_the_cost_asked_for(name, reduction):
     peers.remove(peers.make_pruner(name, net, image, 1e-4), net, image, reduction)
     assert reduction <= before / psp.cost(net, image).macs < 1.1 * reduction
     assert net(image).shape == (1, 10)
+    assert [net.conv1.out_channels, *(stage[-1].conv2.out_channels for stage in (net.layer2, net.layer3))] == [
+        16,
+        32,
+        64,
+    ]
     if name == "slimming":
         assert net.layer3[1].bn1.weight.min() > 1e-3
+
+
+@pytest.mark.parametrize("name", peers.PRUNERS)
+def test_what_is_removed_is_what_the_network_loses(name):
+    """Six tenths of the channels within each block are 0 for any image, and half of the costs are those of such."""
+    torch.manual_seed(0)
+    net, image = lively(psp.create_model("resnet20")), torch.randn(2, 3, 32, 32)
+    for block in (block for stage in (net.layer1, net.layer2, net.layer3) for block in stage):
+        dead = torch.rand(block.bn1.num_features).argsort()[: round(0.6 * block.bn1.num_features)]
+        for parameter in (block.bn1.weight, block.bn1.bias, block.conv1.weight):
+            parameter.data[dead] = 0.0
+        block.conv2.weight.data[:, dead] = 0.0
+    expected = net(image)
+    peers.remove(peers.make_pruner(name, net, image[:1], 1e-4), net, image[:1], 2)
+    torch.testing.assert_close(net(image), expected, rtol=1e-4, atol=1e-4)
+    assert net.conv1.out_channels == 16
+    assert net.layer3[0].conv1.out_channels < 64
 
 
 @pytest.mark.parametrize("name", peers.PRUNERS)

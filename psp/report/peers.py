@@ -43,7 +43,7 @@ def run_row(record, cost, dense):
 
 def peer_row(record):
     """A row for `at_equal_cost` from a record of a peer."""
-    beside = f"regularization {record['regularization']:g}"
+    beside = f"regularization {record['regularization']:g}, pruning at {record['prune_at']:g}"
     return _row(PRUNERS[record["pruner"]], beside, record, record["mac_reduction"], record["parameters"])
 
 
@@ -53,6 +53,7 @@ def searched_table(records):
         {
             "method": PRUNERS[record["pruner"]],
             "regularization": record["regularization"],
+            "prune_at": record["prune_at"],
             "mac_reduction": record["mac_reduction"],
             "parameters": record["parameters"],
             "held_out_error_pct": record["curve"][-1]["validation_error_pct"],

@@ -5,6 +5,7 @@ import importlib.util
 import io
 import shutil
 import sys
+from functools import partial
 
 import torch
 
@@ -93,7 +94,7 @@ def _lanes(model, images):
         frozen = freeze(model, images)
     except KernelError as error:
         return str(error)
-    return lambda: frozen(images)
+    return partial(frozen, images)
 
 
 def _cuda_graph(model, images):

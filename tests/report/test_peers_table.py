@@ -33,7 +33,13 @@ def run(method, error, seed, macs=64, params=1000, threshold=0.1):
 
 
 def peer(error, seed, reduction, parameters=300):
-    record = {"pruner": "slimming", "regularization": 1e-4, "config": {"seed": seed}, "test_error_pct": error}
+    record = {
+        "pruner": "slimming",
+        "regularization": 1e-4,
+        "prune_at": 0.5,
+        "config": {"seed": seed},
+        "test_error_pct": error,
+    }
     return peer_row(record | {"mac_reduction": reduction, "parameters": parameters})
 
 
@@ -83,6 +89,7 @@ def test_the_search_shows_the_best_decay_of_each_pruner_first():
     made = [("slimming", 1e-4, 15.0), ("group_norm", 1e-3, 14.0), ("slimming", 1e-5, 13.0)]
     records = {
         f"{pruner}-{decay:g}": {"pruner": pruner, "regularization": decay, "mac_reduction": 4.0, "parameters": 300}
+        | {"prune_at": 0.5}
         | {"curve": [{"validation_error_pct": 90.0}, {"validation_error_pct": error}]}
         for pruner, decay, error in made
     }
