@@ -4,10 +4,10 @@
 
 Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns, after a short rest, so
 that no engine's threads disturb the next one's. First of the ratios is what sparsity itself brings: our own frozen
-dense network against the pruned one; then the fastest dense network of all other engines against the pruned one's
-fastest variant. Beside them the floor of each precision: the time to move the values (each layer reads and writes its
-maps once) and to compute the products, at the speeds of a large copy and of a large matrix product measured in the same
-run; layers that fuse and stay in the cache can be faster than the former.
+dense network against the pruned one, each in the type that is faster for it; then the fastest dense network of all
+other engines against the pruned one's fastest variant. Beside them the floor of each precision: the time to move the
+values (each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a
+large matrix product measured in the same run; layers that fuse and stay in the cache can be faster than the former.
 `--without-amx` measures what a processor without AMX would do, on one that has it: oneDNN is told so by
 ONEDNN_MAX_CPU_ISA, psp.freeze by PSP_WITHOUT_AMX. OpenVINO has no such switch and is left out.
 """

@@ -11,7 +11,7 @@ import torch
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import check_network, choose_structures
+from psp.method.choose import check_bypass, check_network, choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
 from psp.method.place import normalizations, sharing
@@ -38,6 +38,9 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     if place == "weight":
         spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
     behind = normalizations(model, spanning)
+    if place != "weight":
+        whole = [name for name in behind if chosen[name] == "layer"]
+        check_bypass(model, whole, zeroed(model, behind, whole))
     followers = sharing(behind, spanning)
     heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
     made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
@@ -55,6 +58,14 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
         for norm, first, count in behind[name] if name not in followers else ():
             scale_behind(model.get_submodule(norm)).add(first, count, made[name])
     return model
+
+
+def zeroed(model, behind, names):
+    """Pairs (layer, normalization) of those of `behind` whose γ and β are all that one layer's α multiplies."""
+    for name in names:
+        for norm, first, count in behind[name]:
+            if (first, count) == (0, len(model.get_submodule(norm).weight)):
+                yield name, norm
 
 
 def spans(layers, chosen):

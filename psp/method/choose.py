@@ -97,9 +97,12 @@ def check_initialized(model, names):
             raise ConfigError(f"layer {name!r} has no shape yet; run the network once on an example first")
 
 
-def check_bypass(model, names):
-    """Raise ConfigError, naming the layers at fault, unless input reaches output with all of `names` removed."""
-    blocking = without_bypass(model, names) if names else []
+def check_bypass(model, names, behind=()):
+    """Raise ConfigError, naming the layers at fault, unless input reaches output with all of `names` removed.
+
+    `behind` is as of `without_bypass`.
+    """
+    blocking = without_bypass(model, names, behind) if names else []
     if blocking:
         raise ConfigError(
             f"structure 'layer' needs a bypass, and nothing leads around {', '.join(blocking)} once the other layers "
@@ -107,8 +110,11 @@ def check_bypass(model, names):
         )
 
 
-def without_bypass(model, names):
-    """The layers of `names`, in the order of execution, whose removal after the others' would cut input from output."""
+def without_bypass(model, names, behind=()):
+    """The layers of `names`, in the order of execution, whose removal after the others' would cut input from output.
+
+    `behind` has pairs (layer, normalization) of which the second puts out 0, too, once the first is removed.
+    """
     graph, calls = traced(model, "structure 'layer' has to see the branches of the network"), {}
     for node in graph.nodes:
         name = _layer_called(model, node)
@@ -119,6 +125,9 @@ def without_bypass(model, names):
             if name in names:
                 calls.setdefault(name, set()).update(node.users)
     zeros = {node for name, nodes in calls.items() if model.get_submodule(name).bias is None for node in nodes}
+    for name, norm in behind:
+        nodes = {node for node in graph.nodes if node.op == "call_module" and node.target == norm}
+        calls[name], zeros = calls.get(name, set()) | nodes, zeros | nodes
     removed, blocking = set(), []
     for name, nodes in calls.items():
         if _output_is_reached(graph, removed | nodes, zeros & (removed | nodes)):

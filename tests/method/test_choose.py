@@ -114,6 +114,18 @@ def test_a_gate_is_no_bypass_around_what_it_multiplies(bias):
     psp.parameterize(net, {"g": "layer"})
 
 
+def test_a_gate_is_no_bypass_around_a_normalization_that_alpha_makes_zero():
+    def forward(self, x):
+        return self.head((self.bn(self.a(x)) * self.g(x).sigmoid()).mean((2, 3)))
+
+    layers = {"a": nn.Conv2d(3, 4, 1, bias=False), "g": nn.Conv2d(3, 4, 1), "bn": nn.BatchNorm2d(4)}
+    net = Call(forward, **layers, head=nn.Linear(4, 2))
+    with pytest.raises(ConfigError, match="nothing leads around a once"):
+        psp.parameterize(net, {"a": "layer"})
+    assert not parametrizations(net)
+    psp.parameterize(net, {"g": "layer"})
+
+
 def test_attention_is_called_by_its_block_and_needs_a_bypass_for_its_projection():
     attention = nn.MultiheadAttention(4, 2)
     assert without_bypass(Call(lambda self, x: self.m(x, x, x)[0], m=attention), ["m.out_proj"]) == ["m.out_proj"]
