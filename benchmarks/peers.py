@@ -139,6 +139,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", default="checkpoints", help="folder that remembers how steps are computed")
     options = vars(parser.parse_args())
+    if not 0 < options["prune_at"] < 1:
+        parser.error(f"--prune-at is a share of the epochs between 0 and 1, got {options['prune_at']}")
     how = [options.pop(name) for name in ("pruner", "regularization", "prune_at", "reduction", "checkpoints")]
     record = options.pop("record")
     write_json(sealed(train(RunConfig(method="baseline", **options), *how)), record)

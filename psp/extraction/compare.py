@@ -49,25 +49,26 @@ def taken(masked, examples):
 
 def check_batch(smaller, batch):
     """Raise ExtractError unless the smaller network agrees on a batch of another length, as of `taken`."""
-    if not agrees(smaller, batch):
+    cause = disagreement(smaller, batch)
+    if cause:
         raise ExtractError(
             "the network's forward does other things for one image than for several, and what is extracted would do "
             "the same for both; take what asks for the length of the batch out of it"
-        )
+        ) from cause
 
 
-def agrees(smaller, examples):
-    """Whether the smaller network gives the outputs that stand beside some examples, as of `taken`."""
+def disagreement(smaller, examples):
+    """What is wrong with the smaller network's outputs for some examples, as of `taken`: an exception, or None."""
     for values, expected in examples:
         try:
             compare(smaller(*(x.clone() for x in values)), expected)
-        except Exception:  # likewise
-            return False
-    return True
+        except Exception as error:  # whatever it raises where the masked network does not
+            return error
+    return None
 
 
 def _agree(ours, theirs):
-    if not theirs.is_floating_point():
+    if not (theirs.is_floating_point() or theirs.is_complex()):
         return torch.equal(ours, theirs)
     return torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE * _largest(theirs), equal_nan=True)
 

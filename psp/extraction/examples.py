@@ -1,4 +1,7 @@
-"""The example and larger ones like it, run without numbers: what depends on the size shows by being another there."""
+"""The example and others like it, of other sizes: what depends on the size shows by being another there.
+
+Larger ones are run without numbers before anything is changed, some others with numbers at the end.
+"""
 
 import logging
 from contextlib import contextmanager
@@ -57,9 +60,15 @@ def other_sizes(inputs):
                 yield tuple(_resized(x, axes(x), length) for x in inputs)
 
 
+def twice_the_size(inputs):
+    """Inputs with twice as many pixels, or steps, along each axis: for a network that takes multiples of some size."""
+    return tuple(_resized(x, [*_space(x), *([] if _space(x) else _steps(x))], lambda n: 2 * n) for x in inputs)
+
+
 def another_batch(inputs):
-    """One image of several, or one twice."""
-    return tuple(x[:1] if x.ndim and len(x) > 1 else twice_as_many(x) for x in inputs)
+    """One image of several, or one twice: of those inputs that are as many as the first."""
+    count = len(inputs[0]) if inputs and inputs[0].ndim else 0
+    return tuple(x if not x.ndim or len(x) != count else x[:1] if count > 1 else twice_as_many(x) for x in inputs)
 
 
 def twice_as_many(x):
@@ -83,7 +92,8 @@ def _steps(x):
 def _resized(x, axes, length):
     """A tensor that is `length(n)` long where it was n along some axes, its numbers over again where it is longer."""
     for axis in axes:
-        x = x.index_select(axis, torch.arange(length(x.shape[axis])) % x.shape[axis])
+        if x.shape[axis]:
+            x = x.index_select(axis, torch.arange(length(x.shape[axis])) % x.shape[axis])
     return x
 
 

@@ -114,9 +114,10 @@ def _put_back(traced, name, layer, pruner):
 
 def _named(node):
     """A node in words, and how to write one that is a flattening for images of the example's size alone."""
-    read = node.all_input_nodes[0].meta["shape"] if node.all_input_nodes else None
-    flat = node.target in FLATTENS and read is not None and node.meta["shape"] == (read[0], read[1:].numel())
-    return describe(node) + " (which x.flatten(1) would be followed through)" * flat
+    read = node.all_input_nodes[0].meta if node.all_input_nodes else None
+    reshaped = node.target in FLATTENS and read and read["shape"] is not None and read["op"].axis == 1
+    flat = reshaped and node.meta["shape"] == (read["shape"][0], read["shape"][1:].numel())
+    return describe(node) + " (which x.flatten(1) would be followed through)" * bool(flat)
 
 
 def _reads_whole(node):

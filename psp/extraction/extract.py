@@ -21,9 +21,9 @@ import torch
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
-from psp.extraction.compare import agrees, beside, check_batch, check_finite, compare, taken
+from psp.extraction.compare import beside, check_batch, check_finite, compare, disagreement, taken
 from psp.extraction.cost import left_parameters
-from psp.extraction.examples import another_batch, other_sizes
+from psp.extraction.examples import another_batch, other_sizes, twice_the_size
 from psp.extraction.explain import explanation
 from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.heads import drop_heads
@@ -59,13 +59,17 @@ def extract(model, example_input):
             are held at their defaults. The new network is for images of any size and batches of any length that
             `model` takes.
 
+    Where the new network would be another function than `model` on other sizes, it is for that of the example alone and
+    refuses others: `psp.explain` says which it is for.
+
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
     as in `model`, but those with a name that a graph needs for itself: code_ for code.
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
             forward hooks or weights of several types; the example does not fit it (the layer is named), its outputs are
-            not finite, or the network has something in it that cannot be made smaller with exactly the same outputs.
+            not finite, or the network has something in it that cannot be made smaller with exactly the same outputs,
+            such as other code for one image than for several.
     """
     check(model)
     inputs = as_inputs(example_input)
@@ -77,7 +81,8 @@ def extract(model, example_input):
     shown = [inputs, beside(inputs)]
     expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
-    batch, sizes = taken(masked, [another_batch(inputs)]), taken(masked, other_sizes(inputs))
+    batch, sizes = taken(masked, [another_batch(shown[1])]), taken(masked, other_sizes(shown[1]))
+    sizes = sizes or taken(masked, [twice_the_size(shown[1])])
     make_pure(network)
     drop_checks(network)
     use_layers(network)
@@ -92,7 +97,7 @@ def extract(model, example_input):
     for values, outputs in zip(shown, expected, strict=True):
         compare(smaller(*values), outputs)
     check_batch(smaller, batch)
-    if network.meta["fixed"] or not agrees(smaller, sizes):
+    if network.meta["fixed"] or disagreement(smaller, sizes):
         fix_size(smaller, inputs)
     smaller.meta["explanation"] = explanation(model, network, smaller)
     like = next(model.parameters())

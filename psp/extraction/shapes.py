@@ -35,7 +35,7 @@ def same_shape(*nodes):
 
 
 def fix_size(network, inputs):
-    """Have `network` refuse other sizes than those of `inputs`, whose code decided by them; batches of any length go.
+    """Have `network` refuse other sizes than those of `inputs`, for which alone it is; batches of any length go.
 
     The sizes are written into meta["sizes"], a list of shapes without the batch.
     """
@@ -52,7 +52,7 @@ def check_size(x, size):
     """`x`, if it is a batch of `size`; else raises ExtractError."""
     if tuple(x.shape[1:]) != size:
         raise ExtractError(
-            f"the network's code does other things for other sizes, and was extracted for inputs of {size}, got "
+            f"the network does other things for other sizes, or would: it was extracted for inputs of {size}, got "
             f"{tuple(x.shape[1:])}; extract it again with such an example"
         )
     return x

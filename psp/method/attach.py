@@ -37,7 +37,7 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     spanning = spans(layers, chosen)
     if place == "weight":
         spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
-    behind = normalizations(model, spanning)
+    behind = normalizations(model, spanning, warn=place != "weight")
     if place != "weight":
         whole = [name for name in behind if chosen[name] == "layer"]
         check_bypass(model, whole, zeroed(model, behind, whole))

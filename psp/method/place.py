@@ -43,13 +43,13 @@ MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
 CONCATENATIONS = (torch.cat, torch.concat)
 
 
-def normalizations(model, structures):
+def normalizations(model, structures, warn=True):
     """{layer name: [(normalization's name, first, count)]} of the layers whose α would cancel: `count` entries of γ.
 
     `structures` is {layer name: structure}. A layer is listed if structure is "channel" or "layer" and all that its
     output goes to, concatenated or not, are normalizations with γ in which its α cancels. A linear layer has its
     channels along the last axis and BatchNorm1d along the second; whether that is the same shows only in the input, and
-    the α of its channels stay on the weight.
+    the α of its channels stay on the weight. Of layers whose α are hidden all the same it warns.
     """
     wanted = {name for name, structure in structures.items() if structure in ("channel", "layer")}
     if not wanted:
@@ -71,7 +71,7 @@ def normalizations(model, structures):
             found[name] = list(dict.fromkeys(target for one in targets for target in one))
         elif nodes and all(walk.is_hidden(node) for node in nodes):
             hidden.append(name)
-    if hidden:
+    if hidden and warn:
         warnings.warn(
             f"the α of {', '.join(hidden)} stand on weights, where the normalization that follows hides them: it has "
             "no γ that could take them, one entry a channel (affine=True)",

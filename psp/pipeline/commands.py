@@ -35,7 +35,9 @@ BEFORE_ALL = ("figure_2", "figure_3")  # that can be drawn of some runs
 
 def stage_list(profile):
     """Bring the list that dvc.yaml goes over, stages.yaml, up to what params.yaml says, as each stage does."""
-    return f"{stages_path(profile.name).relative_to(ROOT)}: up to date"
+    path = stages_path(profile.name)
+    said = "up to date" if path.is_file() else "not needed, as there is no dvc.yaml beside it"
+    return f"{path.relative_to(ROOT)}: {said}"
 
 
 def data(profile, datasets):

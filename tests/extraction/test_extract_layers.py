@@ -383,6 +383,17 @@ def test_another_output_than_the_first_is_compared_too(tmp_path, monkeypatch, se
         psp.export(Two().eval(), tmp_path / "net.onnx", x)
 
 
+def test_masked_values_that_are_the_same_infinity_are_the_same(tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    class Masked(nn.Module):
+        def forward(self, x):
+            return x.relu(), torch.where(x > 0, x, -torch.inf)
+
+    psp.export(Masked().eval(), tmp_path / "net.onnx", torch.randn(2, 3))
+
+
 def test_a_network_in_training_mode_is_not_exported_and_stays_as_it_is(tmp_path):
     pytest.importorskip("onnxscript")
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

@@ -82,12 +82,34 @@ def test_a_network_that_is_exact_on_all_sizes_refuses_none():
     assert difference(net, smaller, images(23)) < 1e-13
 
 
-def test_what_the_number_of_images_decides_is_refused():
-    net = Call(lambda self, x: self.a(x) if len(x) == 1 else 2 * self.a(x), a=nn.Conv2d(3, 4, 1))
+@pytest.mark.parametrize("example", [images(8, 1), images(8, 2), torch.zeros(2, 3, 8, 8, dtype=torch.float64)])
+def test_what_the_number_of_images_decides_is_refused(example):
+    """Also where the example's outputs are 0 whatever is done."""
+    net = Call(lambda self, x: self.a(x) if len(x) == 1 else 2 * self.a(x), a=nn.Conv2d(3, 4, 1, bias=False))
     net = psp.parameterize(net.double().eval(), "column")
-    for batch in (1, 2):
-        with pytest.raises(ExtractError, match="other things for one image than for several"):
-            psp.extract(net, images(8, batch))
+    with pytest.raises(ExtractError, match="other things for one image than for several"):
+        psp.extract(net, example)
+
+
+def test_a_network_for_multiples_of_a_size_is_compared_on_the_double():
+    class InPatches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Linear(8, 5)
+
+        def forward(self, x):
+            if x.shape[-1] % 8:
+                raise ValueError("multiples of 8")
+            return self.b(self.a(x).relu().sum((2, 3)) / x[0, 0].numel())
+
+    torch.manual_seed(0)
+    net = prune_channels(InPatches().double(), a=[1, 4])
+    smaller = psp.extract(net, images(8))
+    if "only" in psp.explain(smaller).sizes:
+        with pytest.raises(ExtractError, match="extract it again"):
+            smaller(images(16))
+    else:
+        assert difference(net, smaller, images(16)) < 1e-13
 
 
 @pytest.mark.parametrize(("write", "left"), [(lambda x: x.flatten(1), 6), (lambda x: x.view(x.size(0), -1), 6),

@@ -329,3 +329,26 @@ def test_arguments_by_their_names():
     net = prune_channels(Named().double(), a=[1, 3])
     ours, theirs = psp.extract(net, images())(x := images()), net(x)
     assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_complex_outputs():
+    torch.manual_seed(0)
+    net = prune_channels(Call(lambda self, x: torch.fft.rfft2(self.a(x)), a=nn.Conv2d(3, 4, 3)).double(), a=[1])
+    assert torch.allclose(psp.extract(net, images())(x := images(11)), net(x), atol=1e-12)
+
+
+def test_an_input_with_an_empty_axis():
+    class Boxed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, boxes):
+            return self.a(x), boxes * 2
+
+    torch.manual_seed(0)
+    net = prune_channels(Boxed().double(), a=[1])
+    boxes = torch.zeros(2, 0, 4, dtype=torch.float64)
+    smaller = psp.extract(net, (images(), boxes))
+    assert psp.explain(smaller).sizes == "any size that the network takes"
+    assert smaller(images(11), boxes)[1].shape == (2, 0, 4)

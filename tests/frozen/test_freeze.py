@@ -197,12 +197,25 @@ def test_what_one_image_decides_for_several_or_drops_at_random_is_refused():
         def forward(self, x):
             return self.a(x) if len(x) == 1 else self.b(x)
 
+    class OneOnly(ByBatch):
+        def forward(self, x):
+            assert len(x) == 1, "one image"
+            return self.a(x)
+
+    class Shares(ByBatch):
+        def forward(self, x):
+            return (self.a(x) if len(x) == 1 else self.b(x)).flatten(1).softmax(1)
+
     class Dropping(nn.Module):
         def forward(self, x):
             return F.dropout(x, 0.5)
 
     with pytest.raises(KernelError, match="ByBatch does other things for several images than for one"):
         psp.freeze(ByBatch().eval(), torch.zeros(4, 3, 8, 8))
+    with pytest.raises(KernelError, match="Shares does other things for several images than for one"):
+        psp.freeze(Shares().eval(), torch.zeros(4, 3, 8, 8))
+    with pytest.raises(KernelError, match="OneOnly cannot be run on several images: one image"):
+        psp.freeze(OneOnly().eval(), torch.zeros(4, 3, 8, 8))
     with pytest.raises(KernelError, match=r"dropout.* cannot be run by psp\.freeze"):
         psp.freeze(Dropping().eval(), torch.zeros(4, 3, 8, 8))
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -72,14 +73,17 @@ def test_a_process_has_its_threads():
 
 @pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_where_this_process_is_stopped_so_are_the_runs_under_way_and_none_is_started(sent, raised, monkeypatch):
-    processes = []
+    processes, lock = [], threading.Lock()
 
     def start(command, threads):
-        processes.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True))
-        if len(processes) == 2:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], text=True)
+        with lock:
+            processes.append(process)
+            second = len(processes) == 2
+        if second:
             time.sleep(0.5)  # until the third one waits its turn
             os.kill(os.getpid(), sent)
-        return processes[-1]
+        return process
 
     monkeypatch.setattr(jobs, "start", start)
     before = signal.getsignal(signal.SIGTERM)
