@@ -44,7 +44,7 @@ class Channels(NamedTuple):
 
     def at_least_one(self, mask):
         """`mask`, or if it is empty one channel, a constant one if there is any: it brings the tensor's shape along."""
-        return mask if mask.any() or not len(mask) else _one(self.live.int().argmin(), len(mask))
+        return mask if mask.any() else _one(self.live.int().argmin(), len(mask))
 
 
 def _one(index, count):

@@ -27,7 +27,7 @@ from psp.extraction.parts import is_part, part
 from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.reduce import MEANS, SOFTMAX, SUMS_ALONG, reduction
 from psp.extraction.regroup import question, regroup
-from psp.extraction.shapes import same_shape
+from psp.extraction.shapes import has_channels, same_shape
 from psp.method.choose import PRODUCTS
 
 ACTIVATIONS = (
@@ -72,11 +72,11 @@ def classify(network):
         elif node.op == "call_module" and _is_recurrent(node, modules[node.target], count[node.target]):
             _turn(node, len(node.args[0].meta["shape"]) - 1)
             op = Recurrent(node, modules[node.target])
-        elif node.op == "call_module" and _has_channels(node) and _reads_channels(node):
+        elif node.op == "call_module" and has_channels(node) and _reads_channels(node):
             op = _module_op(node, modules[node.target], count[node.target])
-        elif node.op in ("call_function", "call_method") and _has_channels(node) and _reads_channels(node):
+        elif node.op in ("call_function", "call_method") and has_channels(node) and _reads_channels(node):
             op = _function_op(node)
-        elif _has_channels(node) and is_part(node):
+        elif has_channels(node) and is_part(node):
             op = part(node)
         else:
             op = Op(node)
@@ -88,15 +88,11 @@ def classify(network):
 def _is_recurrent(node, module, times):
     """Whether a node is an unprojected recurrent layer with biases, called once, that reads batches of sequences."""
     known = type(module) in RECURRENT and times == 1 and module.bias and not getattr(module, "proj_size", 0)
-    return known and node.args and _has_channels(node.args[0]) and len(node.args[0].meta["shape"]) == 3
-
-
-def _has_channels(node):
-    return node.meta["shape"] is not None and len(node.meta["shape"]) >= 2
+    return known and node.args and has_channels(node.args[0]) and len(node.args[0].meta["shape"]) == 3
 
 
 def _reads_channels(node):
-    return len(node.all_input_nodes) > 0 and all(_has_channels(n) for n in node.all_input_nodes)
+    return len(node.all_input_nodes) > 0 and all(has_channels(n) for n in node.all_input_nodes)
 
 
 def _module_op(node, module, times):

@@ -11,6 +11,7 @@ from torch import fx
 from torch.nn import functional as F
 
 from psp.extraction.channels import Channels, along_axis
+from psp.extraction.shapes import has_channels
 
 
 class Op:
@@ -28,8 +29,7 @@ class Op:
         return self.node.meta["shape"]
 
     def forward(self, known):
-        tensor = self.shape is not None and len(self.shape) >= 2
-        return Channels.all_live(self.shape[self.axis]) if tensor else None
+        return Channels.all_live(self.shape[self.axis]) if has_channels(self.node) else None
 
     def backward(self, known, wanted):
         """Pairs (node that is read, mask of its channels)."""

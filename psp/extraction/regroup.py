@@ -12,6 +12,7 @@ from torch import fx
 
 from psp.extraction.channels import Channels
 from psp.extraction.ops import Op, Turn
+from psp.extraction.shapes import has_channels
 
 RESHAPES = ("view", "reshape", torch.reshape)
 FLATTENS = (*RESHAPES, torch.flatten, "flatten")
@@ -82,7 +83,7 @@ class Count(Op):
 def question(node):
     """The rule for a node that asks for a tensor's shape or for a length in it; or None."""
     asked, index = _asked(node)
-    if asked is None or not _has_channels(asked):
+    if asked is None or not has_channels(asked):
         return None
     axis = asked.meta["op"].axis
     known = _of_layer(asked) and _is_fixed(asked, axis)
@@ -99,7 +100,7 @@ def regroup(node):
     read = node.args[0] if node.args else None
     if node.target not in FLATTENS or not isinstance(read, fx.Node):
         return None
-    if not (_has_channels(read) and _has_channels(node)) or not _of_layer(read):
+    if not (has_channels(read) and has_channels(node)) or not _of_layer(read):
         return None
     if node.target in RESHAPES and (_sizes(node) is None or len(_sizes(node)) != len(node.meta["shape"])):
         return None
@@ -162,7 +163,3 @@ def _asked(node):
 
 def _axis(node, index):
     return index % len(node.meta["shape"]) if type(index) is int and node.meta["shape"] else None
-
-
-def _has_channels(node):
-    return node.meta["shape"] is not None and len(node.meta["shape"]) >= 2

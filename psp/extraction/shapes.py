@@ -29,6 +29,12 @@ def find_shapes(network, inputs):
         node.meta["larger"] = node.meta["shape"]
 
 
+def has_channels(node):
+    """Whether a node is a batch with an axis of channels, and not empty."""
+    shape = node.meta["shape"]
+    return shape is not None and len(shape) >= 2 and all(shape)
+
+
 def same_shape(*nodes):
     """Whether nodes have one shape, whatever the length of the batch and the size of the images."""
     return all(n.meta["shape"] == nodes[0].meta["shape"] and n.meta["larger"] == nodes[0].meta["larger"] for n in nodes)
