@@ -7,6 +7,8 @@ output. Only maps of one size share memory: what is zero in one is zero in the o
 from collections import defaultdict
 from dataclasses import dataclass
 
+import torch
+
 from psp.frozen.values import CONV
 
 ALIGNED = 16  # units, as many as the longest vector has
@@ -81,6 +83,17 @@ def layout(height, width, pitch, above, below, left, right):
     positions = height * pitch
     plane = front + rounded(positions, 2 * ALIGNED) + rounded(below * pitch + right) + 2 * ALIGNED
     return Layout(height, width, front, pitch, positions, plane if plane % PAGE else plane + ALIGNED)
+
+
+def positions(layout):
+    """All that are computed, in whole vectors and an even number of them."""
+    return rounded(layout.positions, 2 * ALIGNED)
+
+
+def pixels(layout, o):
+    """Whether each position is a pixel."""
+    place = torch.arange(positions(layout))
+    return (place % layout.pitch < o.width) & (place // layout.pitch < o.height)
 
 
 def rounded(units, multiple=ALIGNED):

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from psp.frozen import structs
 from psp.frozen.columns import in_groups, in_taps, in_tiles, in_units, joined, of_its_own, rows_of
-from psp.frozen.layout import ALIGNED, Layouts, rounded
+from psp.frozen.layout import ALIGNED, Layouts, pixels, positions, rounded
 from psp.frozen.measure import shortest
 from psp.frozen.values import CONV
 from psp.frozen.ways import MACROS, Way
@@ -241,14 +241,3 @@ class Pixels(Way):
         if key not in self.tables:
             self.tables[key] = self.pointer(make())
         return self.tables[key]
-
-
-def positions(layout):
-    """All that are computed, in whole vectors and an even number of them."""
-    return rounded(layout.positions, 2 * ALIGNED)
-
-
-def pixels(layout, o):
-    """Whether each position is a pixel."""
-    place = torch.arange(positions(layout))
-    return (place % layout.pitch < o.width) & (place // layout.pitch < o.height)
