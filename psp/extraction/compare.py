@@ -38,6 +38,11 @@ def compare(outputs, expected):
             )
 
 
+def distance(ours, theirs):
+    """Largest |difference| of two tensors, relative to the largest value of the second."""
+    return ((ours.to(theirs) - theirs).abs().max() / theirs.abs().max()).item()
+
+
 def taken(masked, examples):
     """[(example, what the masked network makes of it)] of those examples that it takes."""
     found = []

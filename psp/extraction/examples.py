@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.nn import functional as F
 
 # Axes of a batch for each.
 NORMALIZATIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
@@ -44,9 +43,11 @@ def larger(inputs):
 
     Yields tuples of tensors; which of them the network takes is to be tried.
     """
-    yield tuple(_twice_as_large(x) for x in inputs)
-    yield tuple(_one_pixel_larger(_twice_as_large(x)) for x in inputs)
-    yield tuple(twice_as_many(x) for x in inputs)
+    many = [twice_as_many(x) for x in inputs]
+    large = [_resized(x, _space(x), _twice) for x in many]
+    yield tuple(large)
+    yield tuple(_resized(x, _space(x), _one_more) for x in large)
+    yield tuple(many)
 
 
 def other_sizes(inputs):
@@ -55,14 +56,14 @@ def other_sizes(inputs):
     Axis 1 is that of the steps of a sequence, N×steps×features or N×tokens.
     """
     for axes in (_space, _steps):
-        for length in (lambda n: n + 1, lambda n: -(-n // 2)):
+        for length in (_one_more, _half):
             if any(axes(x) for x in inputs):
                 yield tuple(_resized(x, axes(x), length) for x in inputs)
 
 
 def twice_the_size(inputs):
     """Inputs with twice as many pixels, or steps, along each axis: for a network that takes multiples of some size."""
-    return tuple(_resized(x, [*_space(x), *([] if _space(x) else _steps(x))], lambda n: 2 * n) for x in inputs)
+    return tuple(_resized(x, _space(x) or _steps(x), _twice) for x in inputs)
 
 
 def another_batch(inputs):
@@ -76,9 +77,16 @@ def twice_as_many(x):
     return torch.cat([x, x]) if x.ndim else x
 
 
-def _twice_as_large(x):
-    x = twice_as_many(x)
-    return x.repeat(1, 1, *[2] * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x
+def _one_more(n):
+    return n + 1
+
+
+def _half(n):
+    return -(-n // 2)
+
+
+def _twice(n):
+    return 2 * n
 
 
 def _space(x):
@@ -95,7 +103,3 @@ def _resized(x, axes, length):
         if x.shape[axis]:
             x = x.index_select(axis, torch.arange(length(x.shape[axis])) % x.shape[axis])
     return x
-
-
-def _one_pixel_larger(x):
-    return F.pad(x, (0, 1) * (x.ndim - 2)) if x.ndim > 2 and x.is_floating_point() else x

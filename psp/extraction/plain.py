@@ -30,12 +30,8 @@ def use_layers(network):
         values = _values(network, behind)
         layer = make(node, *(values.get(n) for n in sources))
         if layer is not None and not _fills_zeros(layer, values):
-            node.op, node.target, node.args, node.kwargs = (
-                "call_module",
-                _name_of(network, node, values),
-                node.args[:1],
-                {},
-            )
+            name = _name_of(network, node, values)
+            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
             for read in reversed(values):
                 network.graph.erase_node(read)
             network.set_submodule(node.target, layer.eval())

@@ -50,10 +50,8 @@ def plan(profile, jobs=1):
         f"; {name} is decoded and cropped at {speed:.0f} images/s{', which training waits for' * (speed < fastest)}"
         for name, speed in found.loaders.items()
     )
-    return (
-        left,
-        f"{counts}; about {minutes(found.seconds / at_once)} at {how} on {device_name(device)}{feeding}{cannot}",
-    )
+    projected = f"about {minutes(found.seconds / at_once)} at {how} on {device_name(device)}"
+    return left, f"{counts}; {projected}{feeding}{cannot}"
 
 
 @dataclass

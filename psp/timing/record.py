@@ -5,6 +5,7 @@ from itertools import product
 import torch
 
 from psp.errors import ConfigError
+from psp.extraction.compare import distance
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract, fold_batchnorm
 from psp.files import read_json
@@ -161,8 +162,3 @@ def time_batch(networks, made, images):
 def difference(ours, theirs, images):
     """Largest |difference| of two networks' outputs, relative to the largest output."""
     return distance(ours(images), theirs(images))
-
-
-def distance(ours, theirs):
-    """Largest |difference| of two tensors, relative to the largest value of the second."""
-    return ((ours.to(theirs) - theirs).abs().max() / theirs.abs().max()).item()
