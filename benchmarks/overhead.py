@@ -22,7 +22,8 @@ WARMUP = 3
 def make_step(model, device):
     """A function that trains `model` by one step on random images."""
     model.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(psp.param_groups(model, 5e-4, 1e-4), lr=0.01, momentum=0.9)
+    structure_decay = 1e-4 if psp.structure_parameters(model) else 0.0
+    optimizer = torch.optim.SGD(psp.param_groups(model, 5e-4, structure_decay), lr=0.01, momentum=0.9)
     images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (BATCH,), device=device)
 

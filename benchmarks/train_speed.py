@@ -164,6 +164,7 @@ def measure(network, choice, rounds, batches):
     for variant in VARIANTS:
         ours, theirs = spawn.Pipe()
         spawn.Process(target=worker, args=(theirs, network, variant, choice)).start()
+        theirs.close()  # so that a worker that fails ends the run, instead of leaving it to wait
         ends[variant] = ours
     results = {variant: ([], 0.0) for variant in VARIANTS}
     for turn in range(1 + rounds):  # the first is not counted

@@ -9,6 +9,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -21,20 +22,19 @@ from pathlib import Path
 from psp.errors import KernelError
 
 NATIVE = ("-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native",)
+INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 # By a source's suffix: the environment variable that names its compiler, the usual one, and the compiler's language.
 COMPILERS = {".c": ("CC", "cc", "c"), ".cpp": ("CXX", "c++", "c++")}
 
 
 @cache
-def load(source, flags, headers=()):
+def load(source, flags):
     """The shared library of a source file (a Path) compiled with `flags` (a tuple), for calls through ctypes.
-
-    `headers`: of its own, which it includes (a tuple of Paths).
 
     Raises KernelError, with the reason and the remedy, where it cannot be compiled or loaded.
     """
     try:
-        return ctypes.CDLL(str(library(source, flags, headers)))
+        return ctypes.CDLL(str(library(source, flags)))
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         reason = next((line for line in said if "error:" in line), said[-1])
@@ -44,11 +44,11 @@ def load(source, flags, headers=()):
         ) from error
 
 
-def library(source, flags, headers=()):
+def library(source, flags):
     """Path of the compiled source. Raises OSError or CalledProcessError if there is none and none can be made."""
     variable, usual, language = COMPILERS[source.suffix]
     compiler = shlex.split(os.environ.get(variable) or usual)
-    key = hashlib.sha256(b"".join(path.read_bytes() for path in (source, *headers)))
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in files(source)))
     key.update(repr((compiler, flags, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
     key.update(output([*compiler, *NATIVE, "-dM", "-E", "-x", language, os.devnull]).encode())
@@ -62,6 +62,15 @@ def library(source, flags, headers=()):
             os.replace(made, path)
         print(f"{time.perf_counter() - began:.1f} s", file=sys.stderr)
     return path
+
+
+def files(source):
+    """A source file and all headers of its own that it includes, directly or through another one."""
+    found = [source]
+    for path in found:  # which grows
+        headers = (path.with_name(name) for name in INCLUDE.findall(path.read_text(encoding="utf-8")))
+        found += [header for header in headers if header not in found]
+    return found
 
 
 def output(command):

@@ -40,6 +40,18 @@ def test_it_is_compiled_once_for_each_source_compiler_and_flags(source, monkeypa
     assert load(source, FLAGS).answer() == 43
 
 
+def test_it_is_compiled_anew_when_a_header_changes(source, monkeypatch, tmp_path):
+    """Also one that only another header includes; headers of the system are the compiler's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source.write_text('#include <stdlib.h>\n  #  include "outer.h"\nint answer(void) { return INNER + OUTER; }')
+    (tmp_path / "outer.h").write_text('#pragma once\n#include "inner.h"\n#include "outer.h"\n#define OUTER 40')
+    (tmp_path / "inner.h").write_text("#define INNER 2")
+    assert load(source, FLAGS).answer() == 42
+    load.cache_clear()
+    (tmp_path / "inner.h").write_text("#define INNER 3")
+    assert load(source, FLAGS).answer() == 43
+
+
 def test_a_home_that_cannot_be_written_to_is_no_hindrance(source, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

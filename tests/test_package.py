@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from machine import HAS_C
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -90,7 +91,7 @@ def said(python, tmp_path_factory):
     """By elsewhere.py, which stands in no folder that it can import from."""
     folder = tmp_path_factory.mktemp("elsewhere")
     script = shutil.copy(ROOT / "tests" / "elsewhere.py", folder)
-    freeze = ["freeze"] if shutil.which("cc") else []
+    freeze = ["freeze"] if HAS_C else []
     done = subprocess.run([python, "-I", script, *freeze], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -16,6 +16,8 @@ from psp.data.images import PIXELS, SIDE, Images
 from psp.errors import DataError, extra
 from psp.files import ROOT
 
+TRAIN, TEST = 50_000, 10_000  # images
+
 
 def read_binary(path, records, label_bytes, num_classes):
     """`Images` of one file of the official binary layout: label bytes, then 3·32·32 pixel bytes, per record.
@@ -72,10 +74,10 @@ class Cifar:
         missing = [f for f in (*self.train_files, self.test_file) if not (folder / f).is_file()]
         if missing:
             raise DataError(f"{folder} lacks {', '.join(missing)}; unpack the official archive there again")
-        records = 50_000 // len(self.train_files)
+        records = TRAIN // len(self.train_files)
         parts = [read_binary(folder / f, records, self.label_bytes, self.num_classes) for f in self.train_files]
         train = Images(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]))
-        return train, read_binary(folder / self.test_file, 10_000, self.label_bytes, self.num_classes)
+        return train, read_binary(folder / self.test_file, TEST, self.label_bytes, self.num_classes)
 
     def _load_python(self, folder):
         try:

@@ -40,10 +40,10 @@ def cost(model, example_input):
     saved = []
 
     def save(name):
-        def hook(layer, inputs, output):
+        def hook(layer, args, kwargs, output):
             # A weight takes part once for every pixel of its first axis's channels.
-            positions = (inputs[0] if is_transposed(layer) else output).numel() // weight_shape(layer)[0]
-            saved.append(zeroed[name] * positions)
+            pixels = read_by(args, kwargs) if is_transposed(layer) else output
+            saved.append(zeroed[name] * (pixels.numel() // weight_shape(layer)[0]))
 
         return hook
 
@@ -91,10 +91,15 @@ def countable(model):
             parameter.requires_grad_(True)
 
 
+def read_by(args, kwargs):
+    """What a layer is called with, whether its caller names it or not."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
 @contextmanager
-def hooked(hooks, with_kwargs=False):
-    """Forward hooks, pairs of a module and a hook, for as long as the context lasts."""
-    handles = [module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks]
+def hooked(hooks):
+    """Forward hooks with keyword arguments, pairs of a module and a hook, for as long as the context lasts."""
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ class Explanation(NamedTuple):
     sizes: str
 
     def __str__(self):
-        width = max(len(layer.name) for layer in self.layers)
+        width = max(len("layer"), *(len(layer.name) for layer in self.layers))
         rows = [f"{'layer':{width}} {'weights':>10} {'unpruned':>10} {'left':>10}"]
         for name, before, unpruned, left, why in self.layers:
             rows.append(f"{name:{width}} {before:10,} {unpruned:10,} {left:10,}  {why}")

@@ -57,7 +57,7 @@ def calls(model, names, inputs):
         return lambda _, args, kwargs, output: seen[name].append((args, kwargs, output))
 
     hooks = [(model.get_submodule(name), note(name)) for name in names]
-    with hooked(hooks, with_kwargs=True):
+    with hooked(hooks):
         model(*(x.clone() for x in inputs))
     return seen
 

@@ -34,9 +34,9 @@ def freeze(network, images):
     (AVX512-BF16).
 
     Args:
-        network: of `psp.extract`, `psp.extract.fold_batchnorm` or of your own, in evaluation mode: of the modules and
-            functions in `psp.frozen.rules`, as in ResNet, DenseNet, MobileNet, EfficientNet, ConvNeXt or a U-Net. It
-            stays as it is, and what is done to it later has no effect.
+        network: of `psp.extract`, `psp.extraction.extract.fold_batchnorm` or of your own, in evaluation mode: of the
+            modules and functions in `psp.frozen.rules`, as in ResNet, DenseNet, MobileNet, EfficientNet, ConvNeXt or a
+            U-Net. It stays as it is, and what is done to it later has no effect.
         images: an example N×C×H×W, float32 or bfloat16. The function is for this type and size, and for any N.
 
     Raises:

@@ -15,14 +15,12 @@ from psp.kernels.cpu import FLAGS, parallel
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("lanes.c")
-NAMES = ("activation", "lanes", "lanes_pointwise", "lanes_sampling", "registers")
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 GROUP = 8  # as in registers.h
 
 
 def library(dtype):
     """lanes.c compiled for a type. Raises KernelError where it cannot be."""
-    return load(SOURCE, (*FLAGS, *MACROS[dtype]), HEADERS)
+    return load(SOURCE, (*FLAGS, *MACROS[dtype]))
 
 
 class Lanes(Way):

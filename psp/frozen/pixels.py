@@ -18,8 +18,6 @@ from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("pixels.c")
-NAMES = ("activation", "pixels", "pixels_pointwise", "pixels_sampling", "registers", "tiles", "vectors")
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in NAMES)
 # Vectors of pixels that are packed of each column: BLOCK of pixels.h; or for tiles twice four of each pair of columns,
 # and what fills their last tile up.
 WINDOW = 5
@@ -29,7 +27,7 @@ TIMES = 4  # that an operation is computed when it is measured
 
 def library(dtype):
     """pixels.c compiled for a type. Raises KernelError where it cannot be."""
-    return load(SOURCE, (*FLAGS, *MACROS[dtype]), HEADERS)
+    return load(SOURCE, (*FLAGS, *MACROS[dtype]))
 
 
 class Pixels(Way):

@@ -83,7 +83,8 @@ def measured(configs, device):
 
 def _measure(found, config, data, device):
     """Add a run to `found`, measuring what no run of its kind has measured."""
-    kind = (config.dataset, config.model, config.batch_size, config.method == "baseline")
+    kind = (config.dataset, config.model, config.batch_size, config.micro_batches, config.train_side(0))
+    kind += (config.method == "baseline",)
     if kind not in found.speeds:
         speed, step = images_per_second(config, data, device)
         found.speeds[kind] = speed

@@ -12,6 +12,8 @@ from psp.runs.config import code_sha256
 
 PACKAGE = Path(__file__).parents[1]
 LIBRARIES = ("torch", "numpy", "scikit-learn")
+# In /proc/cpuinfo, of x86 and of ARM; how they are called here.
+PROCESSOR_NUMBERS = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
 
 
 def provenance(device):
@@ -51,10 +53,22 @@ def _git(*arguments):
 
 
 def device_name(device):
-    """The processor's or GPU's name as its vendor gives it."""
+    """The processor's or GPU's name as its vendor gives it.
+
+    Of a processor with the numbers by which its vendor tells its models apart, where the system shows them: its name
+    may be no more than "AMD EPYC" or, on ARM, missing.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    shown = processor(cpuinfo.read_text()) if cpuinfo.exists() else ""
+    return f"{shown or platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def processor(cpuinfo):
+    """Name and numbers of the first processor in the text of /proc/cpuinfo; empty where it says neither."""
+    entries = (line.split(":", 1) for line in cpuinfo.split("\n\n")[0].splitlines() if ":" in line)
+    said = {key.strip(): value.strip() for key, value in entries}
+    numbers = [f"{key} {said[name]}" for name, key in PROCESSOR_NUMBERS.items() if name in said]
+    name = said.get("model name", platform.machine() if numbers else "")
+    return f"{name} ({', '.join(numbers)})" if numbers else name

@@ -1,6 +1,6 @@
 """Time of dense and pruned networks, measured so that the ratio can be believed.
 
-Dense and pruned take turns in one run, on pinned threads, after a warm-up; a time is a median with its
+Dense and pruned take turns in one run, on a fixed number of threads, after a warm-up; a time is a median with its
 quartiles. Each is measured in every variant at hand (eager, compiled, onnxruntime, OpenVINO, frozen;
 float32, bfloat16), and a speed-up is against the fastest dense variant. Beside a time stands the floor that memory and
 arithmetic set on this device.

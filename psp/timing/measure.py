@@ -1,5 +1,6 @@
 """Medians and quartiles of calls that take turns."""
 
+import random
 import statistics
 import time
 from typing import NamedTuple
@@ -8,6 +9,7 @@ import torch
 
 ROUNDS = 9
 BLOCK_SECONDS = 0.1
+REST_SECONDS = 0.02
 WARMUP_CALLS = 3
 
 
@@ -22,16 +24,20 @@ class Timing(NamedTuple):
 def alternate(calls, device, threads):
     """{name: `Timing`} of functions without arguments that take turns, `ROUNDS` times, on `threads` CPU threads.
 
-    One turn repeats a call for about `BLOCK_SECONDS`, so that a slow moment of the machine meets all of them alike.
+    One turn repeats a call for about `BLOCK_SECONDS`, so that a slow moment of the machine meets all of them alike. The
+    order of the turns is another one in each round, and each begins after a rest: the threads of some engines stay busy
+    for a while, and disturb who comes next.
     """
     blocks = {}
     for name, call in calls.items():
         block = cuda_block(call) if device.type == "cuda" else cpu_block(call, threads)
         block(WARMUP_CALLS)
         blocks[name] = block, max(1, round(BLOCK_SECONDS / block(1)))
-    seconds = {name: [] for name in calls}
+    seconds, order = {name: [] for name in calls}, random.Random(0)
     for _ in range(ROUNDS):
-        for name, (block, number) in blocks.items():
+        for name in order.sample(list(blocks), len(blocks)):
+            block, number = blocks[name]
+            time.sleep(REST_SECONDS)
             seconds[name].append(block(number))
     return {name: quartiles(times) for name, times in seconds.items()}
 

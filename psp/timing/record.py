@@ -116,12 +116,14 @@ def time_network(about, masked, dense, device):
         "difference": difference(networks["extracted"], masked, images),
         "timings": [],
         "unavailable": [],
+        "dense_unavailable": [],
     }
     for batch in about["batches"]:
         images = torch.randn(batch, 3, side, side, device=device)
-        calls, entry["unavailable"] = make_variants(networks["extracted"], dense.settings, images)
-        dense_calls, missing = dense.calls(architecture, images)
-        entry["dense_unavailable"] = missing
+        calls, missing = make_variants(networks["extracted"], dense.settings, images)
+        dense_calls, dense_missing = dense.calls(architecture, images)
+        entry["unavailable"] += missing
+        entry["dense_unavailable"] += dense_missing
         made = {"dense": dense_calls, "extracted": calls}
         entry["timings"] += time_batch(networks, made, images)
     return entry
@@ -129,20 +131,31 @@ def time_network(about, masked, dense, device):
 
 @torch.no_grad()
 def make_variants(network, settings, images):
-    """({(backend, precision): function}, [those that there are not here, and why]) of one network and batch.
-
-    Not one whose outputs are further than `FARTHEST` from the network's own: what is wrong may be as fast as it likes.
-    """
+    """({(backend, precision): function}, [those that there are not here, and why]) of one network and batch."""
     calls, missing, expected = {}, [], network(images)
     for backend, precision in product(settings["backends"], settings["precisions"]):
-        call = make_variant(backend, precision, network, images, torch.get_num_threads())
-        if not isinstance(call, str) and not (off := distance(outputs(call()), expected)) <= FARTHEST[precision]:
-            call = f"its outputs are {off:.2g} of the largest one away from the network's"
+        call = checked_variant(backend, precision, network, images, expected)
         if isinstance(call, str):
-            missing.append({"backend": backend, "precision": precision, "reason": call})
+            missing.append({"batch": len(images), "backend": backend, "precision": precision, "reason": call})
         else:
             calls[backend, precision] = call
     return calls, missing
+
+
+def checked_variant(backend, precision, network, images, expected):
+    """As `make_variant`; a text also where it fails, or where its outputs are further than `FARTHEST` from `expected`.
+
+    What is wrong may be as fast as it likes, and what one engine stumbles over is no reason to lose the others' times.
+    """
+    try:
+        call = make_variant(backend, precision, network, images, torch.get_num_threads())
+        if isinstance(call, str) or (off := distance(outputs(call()), expected)) <= FARTHEST[precision]:
+            return call
+    except ConfigError:
+        raise
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return f"its outputs are {off:.2g} of the largest one away from the network's"
 
 
 def time_batch(networks, made, images):

@@ -9,9 +9,9 @@ from functools import partial
 
 import torch
 
-from psp.errors import KernelError
+from psp.errors import ConfigError, KernelError
 from psp.frozen.freeze import freeze
-from psp.timing.settings import NO_GPU
+from psp.timing.settings import BACKENDS, NO_GPU
 
 
 def make_variant(backend, precision, model, images, threads):
@@ -38,7 +38,11 @@ def make_variant(backend, precision, model, images, threads):
         return _lanes(model, images)
     if backend == "cuda_graph":
         return _cuda_graph(model, images)
-    return _compiled(model, images) if backend == "compile" else _call(model, images)
+    if backend == "compile":
+        return _compiled(model, images)
+    if backend == "eager":
+        return _call(model, images)
+    raise ConfigError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
 
 
 def outputs(said):

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from psp.extraction.cost import cost, evaluation_mode, hooked
+from psp.extraction.cost import cost, evaluation_mode, hooked, read_by
+from psp.method.structures import is_transposed
 from psp.timing.floor import Limits, Work
 from psp.timing.measure import cpu_block, cuda_block
 from psp.timing.settings import PRECISIONS
@@ -21,9 +22,9 @@ def work(model, images):
     """
     values = []
 
-    def count(layer, inputs, output):
+    def count(layer, args, kwargs, output):
         weights = sum(p.numel() for p in layer.parameters())
-        values.append(inputs[0].numel() + output.numel() + weights)
+        values.append(read_by(args, kwargs).numel() + output.numel() + weights)
 
     with hooked((m, count) for m in model.modules() if is_layer(m)):
         macs = cost(model, images).macs
@@ -38,9 +39,10 @@ def nonzero_macs(model, image):
     """
     needed = []
 
-    def count(layer, inputs, output):
-        positions = output.numel() // layer.weight.shape[0]
-        needed.append(int(layer.weight.count_nonzero()) * positions)
+    def count(layer, args, kwargs, output):
+        # A weight takes part once for every pixel of its first axis's channels.
+        pixels = read_by(args, kwargs) if is_transposed(layer) else output
+        needed.append(int(layer.weight.count_nonzero()) * (pixels.numel() // layer.weight.shape[0]))
 
     with hooked((m, count) for m in model.modules() if is_layer(m)), evaluation_mode(model):
         model(image)

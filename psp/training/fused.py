@@ -19,7 +19,6 @@ from psp.errors import KernelError
 from psp.native import load
 
 SOURCE = Path(__file__).with_name("norm_relu.cpp")
-HEADERS = (SOURCE.with_name("blocks.h"),)
 # They change no value; without them the compiler makes no vectors of loops with conditions.
 VALUES_AS_THEY_ARE = ("-fno-math-errno", "-fno-trapping-math")
 WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()  # where there are such
@@ -32,7 +31,7 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 def kernels():
     """norm_relu.cpp, compiled and loaded. Raises KernelError, with the reason, where it cannot be built."""
-    return load(SOURCE, OPTIONS, HEADERS)
+    return load(SOURCE, OPTIONS)
 
 
 class NormReLU(nn.Module):

@@ -17,7 +17,6 @@ from psp.native import load
 from psp.training.fused import NormReLU, fuse, like, pointer
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
-HEADERS = (SOURCE.with_suffix(".h"),)
 OPTIONS = ("-O3", "-fopenmp", "-std=c++17")
 CHANNELS = 16  # a multiple of which the kernels take
 PARTS = 8  # as in tiles.cpp
@@ -29,7 +28,7 @@ def kernels():
     asking = (getattr(torch.cpu, name, bool) for name in ("_is_amx_tile_supported", "_init_amx"))
     if not all(ask() for ask in asking):  # a process has to ask the system for tiles, too
         raise KernelError("this processor has no matrix unit of AMX, or PyTorch does not know it")
-    return load(SOURCE, OPTIONS, HEADERS)
+    return load(SOURCE, OPTIONS)
 
 
 def tiled(model):

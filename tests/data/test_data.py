@@ -98,6 +98,30 @@ def test_a_damaged_python_layout_is_found_by_its_md5(tmp_path, monkeypatch):
         load("cifar10")
 
 
+@pytest.mark.parametrize(("name", "label_bytes"), [("cifar10", 1), ("cifar100", 2)])
+def test_the_binary_layout_gives_the_images_it_was_written_from(name, label_bytes, tmp_path, monkeypatch):
+    """A small set, in files as they are described: the label that counts is the last byte before the pixels."""
+    monkeypatch.setenv("PSP_DATA", str(tmp_path))
+    monkeypatch.setattr("psp.data.cifar.TRAIN", 20)
+    monkeypatch.setattr("psp.data.cifar.TEST", 6)
+    kind, rng = CIFAR[name], np.random.default_rng(0)
+    (tmp_path / kind.binary_folder).mkdir()
+    counts = dict.fromkeys(kind.train_files, 20 // len(kind.train_files)) | {kind.test_file: 6}
+    written = {}
+    for file_name, count in counts.items():
+        pixels, labels = rng.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8), rng.integers(0, 10, count)
+        coarse = rng.integers(100, 256, (count, label_bytes - 1))
+        rows = np.concatenate([coarse, labels[:, None], pixels.reshape(count, -1)], 1).astype(np.uint8)
+        (tmp_path / kind.binary_folder / file_name).write_bytes(rows.tobytes())
+        written[file_name] = pixels, labels
+    data = load(name)
+    train = [written[file_name] for file_name in kind.train_files]
+    assert np.array_equal(data.train.pixels.numpy(), np.concatenate([pixels for pixels, _ in train]))
+    assert data.train.labels.tolist() == [label for _, labels in train for label in labels]
+    assert np.array_equal(data.test.pixels.numpy(), written[kind.test_file][0])
+    assert data.test.labels.tolist() == written[kind.test_file][1].tolist()
+
+
 @pytest.mark.parametrize(
     ("name", "train_files", "test_file", "meta", "label_key", "meta_key"),
     [
@@ -213,8 +237,12 @@ def test_hold_out_splits_the_training_set_the_same_way_every_time():
         data.hold_out(1437)
 
 
-def test_the_sha256_tells_every_pixel_and_label(tmp_path, monkeypatch):
-    data = load("digits")
-    assert data.sha256 == load("digits").sha256
-    monkeypatch.setattr("psp.data.sets._digits", lambda: (data.train, data.test.rows(torch.arange(359))))
-    assert load("digits").sha256 != data.sha256
+@pytest.mark.parametrize("split", [0, 1])
+@pytest.mark.parametrize("part", ["pixels", "labels"])
+def test_the_sha256_tells_every_pixel_and_label(split, part, monkeypatch):
+    before = load("digits")
+    assert before.sha256 == load("digits").sha256
+    images = before.train, before.test
+    getattr(images[split], part).view(-1)[-1] += 1
+    monkeypatch.setattr("psp.data.sets._digits", lambda: images)
+    assert load("digits").sha256 != before.sha256

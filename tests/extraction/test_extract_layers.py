@@ -365,9 +365,16 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
     assert [path.read_text() for path in tmp_path.iterdir()] == ["another"]
 
 
-@pytest.mark.parametrize("second", [lambda x: torch.log(x), lambda x: x.sum(1, keepdim=True)])
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param([torch.nan, -1.0, torch.nan, torch.inf], id="NaN for a number"),
+        pytest.param([3.0, -1.0, 0.0, torch.inf], id="0 for NaN"),
+        pytest.param([3.0, -1.0, torch.nan, torch.finfo(torch.float32).max], id="the largest number for infinity"),
+        pytest.param([[3.0], [-1.0], [torch.nan], [torch.inf]], id="another shape, which would broadcast"),
+    ],
+)
 def test_another_output_than_the_first_is_compared_too(tmp_path, monkeypatch, second):
-    """NaN in the second, or another shape that would broadcast."""
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -375,12 +382,14 @@ def test_another_output_than_the_first_is_compared_too(tmp_path, monkeypatch, se
         def forward(self, x):
             return x.relu(), x.sum(1)
 
-    x = torch.tensor([[1.0, 2.0], [3.0, -4.0]])
+    x = torch.tensor([[1.0, 2.0], [3.0, -4.0], [torch.nan, 0.0], [torch.inf, 0.0]])
     run = onnxruntime.InferenceSession.run
-    wrong = second(x).numpy()
+    wrong = torch.tensor(second).numpy()
     monkeypatch.setattr(onnxruntime.InferenceSession, "run", lambda *args: [run(*args)[0], wrong])
     with pytest.raises(ExtractError, match="onnxruntime gives other outputs than the network: they differ by"):
         psp.export(Two().eval(), tmp_path / "net.onnx", x)
+    monkeypatch.undo()
+    psp.export(Two().eval(), tmp_path / "net.onnx", x)
 
 
 def test_masked_values_that_are_the_same_infinity_are_the_same(tmp_path):

@@ -10,7 +10,8 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 import psp
-from psp.errors import ConfigError
+from psp.errors import ConfigError, ExtractError
+from psp.kernels.attention import KeptHeads
 from psp.method.baselines import attach_norm_masks, fix_sparsity
 
 
@@ -44,15 +45,19 @@ class Blocks(nn.Module):
         return x
 
 
-class Wrapped(nn.Module):
-    """Torch's own attention, asked for its output alone."""
+ALONE = {"need_weights": False}
+CAUSAL = ALONE | {"attn_mask": torch.ones(5, 5, dtype=torch.bool).triu(1)}
 
-    def __init__(self, **options):
+
+class Wrapped(nn.Module):
+    """Torch's own attention, asked for its output alone unless `asked` says more."""
+
+    def __init__(self, asked=ALONE, **options):
         super().__init__()
-        self.attention = nn.MultiheadAttention(12, 4, **options)
+        self.attention, self.asked = nn.MultiheadAttention(12, 4, **options), asked
 
     def forward(self, x):
-        return self.attention(x, x, x.flip(1), need_weights=False)[0]
+        return self.attention(x, x, x.flip(1), **self.asked)[0]
 
 
 def pruned(net, heads=(0, 2)):
@@ -161,12 +166,28 @@ def test_torchs_attention_loses_its_heads(options):
     assert smaller.get_submodule("attn.1.attention.out_proj").weight.shape == (12, 6)
 
 
-@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"add_bias_kv": True},
+        {"add_zero_attn": True},
+        {"asked": {}},  # the usual call, which asks for the weights of all heads as well
+        {"asked": {"average_attn_weights": False}},
+        {"asked": CAUSAL, "batch_first": True},
+    ],
+)
 def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(options):
     net = pruned(Blocks(lambda: Wrapped(**options)))
     smaller = psp.extract(net, tokens())
-    assert difference(net, smaller, tokens(3, 9)) < 1e-12
+    assert difference(net, smaller, tokens(3)) < 1e-12
     assert all("not for fewer heads" in layer.why for layer in psp.explain(smaller).layers)
+
+
+@pytest.mark.parametrize("asked", [{}, CAUSAL])
+def test_attention_of_fewer_heads_refuses_what_it_cannot_give(asked):
+    attention, x = KeptHeads(nn.MultiheadAttention(12, 4), [0, 2]).double(), tokens()
+    with pytest.raises(ExtractError, match="without masks, and without the weights of all its heads"):
+        attention(x, x, x, **asked)
 
 
 def test_torchs_transformer_layers_stay_whole():

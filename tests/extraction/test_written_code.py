@@ -226,12 +226,13 @@ class Outputs(nn.Module):
 
 
 def flat(nest):
-    """Every type and number of a nest of outputs."""
+    """Every type, name and number of a nest of outputs."""
     if isinstance(nest, torch.Tensor):
         return [nest.shape, *nest.flatten().tolist()]
-    if isinstance(nest, Detections):
-        nest = vars(nest)
-    parts = list(nest.items()) if isinstance(nest, dict) else nest if isinstance(nest, (list, tuple)) else ()
+    if nest is None or isinstance(nest, str):
+        return [nest]
+    parts = vars(nest) if isinstance(nest, Detections) else nest
+    parts = parts.items() if isinstance(parts, dict) else parts
     return [type(nest).__name__, *(value for part in parts for value in flat(part))]
 
 

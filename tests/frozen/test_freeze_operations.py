@@ -4,28 +4,19 @@ import copy
 
 import pytest
 import torch
+from cases import ACTIVATIONS, BATCHES, PADS, PAIRS, alone, bound, either_type, error, freeze, needs_bfloat16
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import needs_c
 from networks import MOBILE, network, prune
-from test_freeze import (  # noqa: F401
-    ACTIVATIONS,
-    BATCHES,
-    PADS,
-    PAIRS,
-    alone,
-    bound,
-    either_type,
-    error,
-    freeze,
-    needs_bfloat16,
-    pytestmark,
-)
 from torch import fx, nn
 from torch.nn import functional as F
 
 import psp
 from psp.kernels.spread import Spread, SpreadWeight, spread
 from psp.kernels.transposed import ColumnSparseConvTranspose2d
+
+pytestmark = needs_c
 
 
 @settings(deadline=None, max_examples=40)

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from machine import HAS_C, needs_c
 from networks import network, prune
 from torch import nn
 
@@ -14,14 +15,14 @@ from psp import native
 from psp.frozen.freeze import available
 from psp.frozen.lanes import SOURCE as LANES
 from psp.frozen.layout import Layouts
-from psp.frozen.pixels import HEADERS, SOURCE, Pixels
+from psp.frozen.pixels import SOURCE, Pixels
 from psp.frozen.planner import Planner
 from psp.frozen.structs import PixelOperation
 from psp.frozen.values import CONV
 from psp.kernels import cpu
 
-KINDS = {str(dtype)[6:]: list(available(dtype)) for dtype in (torch.float32, torch.bfloat16)} if cpu.available() else {}
-pytestmark = pytest.mark.skipif(not KINDS, reason="no C compiler here")
+KINDS = {str(dtype)[6:]: list(available(dtype)) for dtype in (torch.float32, torch.bfloat16)} if HAS_C else {}
+pytestmark = needs_c
 needs_pairs = pytest.mark.skipif(len(KINDS.get("bfloat16", ())) < 4, reason="no products of bfloat16 here")
 needs_tiles = pytest.mark.skipif(len(KINDS.get("bfloat16", ())) < 5, reason="no AMX here")
 
@@ -269,10 +270,7 @@ def test_the_code_of_every_processor_compiles(tmp_path, processor, macros, sourc
 
 def test_what_is_compiled_anew_is_announced_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = native.library(SOURCE, cpu.FLAGS, HEADERS)
+    first = native.library(SOURCE, cpu.FLAGS)
     assert "psp: compiling pixels.c for this processor, once" in capsys.readouterr().err
-    assert native.library(SOURCE, cpu.FLAGS, HEADERS) == first
+    assert native.library(SOURCE, cpu.FLAGS) == first
     assert not capsys.readouterr().err
-    other = tmp_path / "other.h"
-    other.write_text("/* a header that has changed */")
-    assert native.library(SOURCE, cpu.FLAGS, (*HEADERS, other)) != first

@@ -27,7 +27,8 @@ from psp.pipeline.stages import stages_path
 from psp.runs.config import DECIDING, RunConfig, sources
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PROFILES = ("demo", "laptop", "paper")
+PIPELINES = ("demo", "laptop", "paper")  # with a dvc.yaml
+PROFILES = (*PIPELINES, "eighteen-epochs")
 FIGURE_STAGES = [*FIGURES, "cifar_table", "ilsvrc_table"]
 FIGURE_STAGES.remove("network_table")  # the command of both tables
 # Imported everywhere, and no number depends on it.
@@ -115,7 +116,7 @@ def test_dvc_yaml_is_short_enough_to_be_read():
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 220
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", PIPELINES)
 def test_the_list_of_stages_is_what_the_profile_says(profile):
     listed = yaml.safe_load(stages_path(profile).read_text(encoding="utf-8"))
     assert listed["stages"] == stages_of(profile)
@@ -127,20 +128,24 @@ def test_the_list_of_stages_is_what_the_profile_says(profile):
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_every_profile_is_complete_and_its_own_pipeline(profile):
+def test_every_profile_is_complete(profile):
     loaded = load_profile(profile)
     assert {config.method for config in loaded.runs.values()} == set(psp.runs.config.METHODS)
-    folder = ROOT if profile == "demo" else ROOT / "profiles" / profile
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    assert (folder / params["root"]).resolve() == ROOT
-    assert ROOT / params["params_file"] == folder / "params.yaml"
-    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml", "one stage list for all profiles"
     for run, config in loaded.runs.items():
         assert run.startswith(config.method)
         assert run.endswith(f"-s{config.seed}")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", PIPELINES)
+def test_every_profile_with_stages_is_its_own_pipeline(profile):
+    folder = ROOT if profile == "demo" else ROOT / "profiles" / profile
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    assert (folder / params["root"]).resolve() == ROOT
+    assert ROOT / params["params_file"] == folder / "params.yaml"
+    assert (folder / "dvc.yaml").resolve() == ROOT / "dvc.yaml", "one stage list for all profiles"
+
+
+@pytest.mark.parametrize("profile", PIPELINES)
 def test_every_profile_has_its_networks_for_large_images(profile):
     loaded = load_profile(f"{profile}/ilsvrc")
     assert loaded.record_path("x") == ROOT / "results" / profile / "ilsvrc" / "runs" / "x.json"
@@ -219,7 +224,7 @@ def test_channels_and_layers_of_the_paper_profile_are_decayed_as_in_trials(struc
         assert (config.threshold, config.place) == (tried.threshold, tried.place)
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", PIPELINES)
 def test_every_run_of_table_cifar_can_have_its_structures(profile):
     for config in {replace(c, seed=0) for c in load_profile(f"{profile}/cifar").runs.values()}:
         with torch.device("meta"):
@@ -229,7 +234,7 @@ def test_every_run_of_table_cifar_can_have_its_structures(profile):
         assert set(parametrizations(model)) == set(layers) - whole
 
 
-@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("paper", 100, 6)])
+@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("eighteen-epochs", 16, 4), ("paper", 100, 6)])
 def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
     runs = load_profile(profile).runs.values()
     assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay, c.model, c.dataset) for c in runs}) == 1

@@ -1,6 +1,7 @@
 """A record that was changed after it was written is refused, wherever a byte of it matters."""
 
 import json
+import math
 import re
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from damage import flipped
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import psp
 from psp.data.images import Images
 from psp.data.sets import Dataset
 from psp.errors import ConfigError
@@ -16,7 +19,7 @@ from psp.files import ROOT, SEAL, sealed, write_json
 from psp.method.methods import build_model
 from psp.pipeline.profiles import load_profile
 from psp.runs.config import RunConfig
-from psp.runs.record import SCHEMA, UNSEALED, make_record, read_record
+from psp.runs.record import SCHEMA, UNSEALED, alpha_counts, layer_alpha_counts, make_record, read_record
 from psp.training.evaluate import Errors
 from psp.training.train import State
 
@@ -43,6 +46,20 @@ def path(record, tmp_path_factory):
 @pytest.fixture(scope="module")
 def content(path):
     return path.read_bytes()
+
+
+def test_the_histogram_of_a_hand_made_alpha():
+    """Bins of a tenth of a decade from 10⁻⁶ to 10; the first has what is smaller, the last what is larger."""
+    net = psp.parameterize(nn.Sequential(nn.Linear(9, 2), nn.ReLU(), nn.Linear(2, 1)), "column")
+    alpha = psp.structure_parameters(net)
+    alpha["0"].data = torch.tensor([0.0, 1e-9, -1.2e-6, 1.5e-3, -0.15, 0.15, 1.1, 9.9, -50.0]).view_as(alpha["0"])
+    alpha["2"].data = torch.tensor([0.15, 1.1]).view_as(alpha["2"])
+    bins = {math.floor(10 * (math.log10(a) + 6)) for a in (1.5e-3, 0.15, 1.1, 9.9)}
+    assert bins == {31, 51, 60, 69}
+    first = {0: 3, 31: 1, 51: 2, 60: 1, 69: 2}
+    assert layer_alpha_counts(net)["0"] == [first.get(bin, 0) for bin in range(70)]
+    both = first | {51: 3, 60: 2}
+    assert alpha_counts(net) == [both.get(bin, 0) for bin in range(70)]
 
 
 def test_a_record_is_read_as_it_was_made(record, path, content):

@@ -1,7 +1,6 @@
 """Timing: who takes turns with whom, that every variant runs the same network, and what the tables make of it."""
 
 import json
-import shutil
 from dataclasses import replace
 from itertools import groupby, product
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
+from machine import needs_c
 from torch import nn
 
 import psp
@@ -61,7 +61,7 @@ def small_net():
     return net.eval()
 
 
-@pytest.mark.parametrize("backend", ["eager", "compile", "onnxruntime", "openvino", "lanes"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_every_variant_runs_the_same_network(backend, precision):
     net, images = small_net(), torch.randn(2, 3, 8, 8)
@@ -107,6 +107,25 @@ def test_a_variant_with_other_outputs_is_not_timed(monkeypatch):
     assert missing[0]["reason"] == "its outputs are 0.05 of the largest one away from the network's"
 
 
+def test_a_variant_that_fails_leaves_the_others_their_times(monkeypatch):
+    """When it is made, or when it is first called; a mistake in the settings is an error."""
+
+    def fails(*_):
+        raise OSError("no such header\nin file x")
+
+    monkeypatch.setattr("psp.timing.variants._compiled", fails)
+    monkeypatch.setattr("psp.timing.variants._lanes", lambda *_: fails)
+    settings = {"backends": ["compile", "eager", "lanes"], "precisions": ["float32"]}
+    calls, missing = make_variants(small_net(), settings, torch.randn(2, 3, 8, 8))
+    assert list(calls) == [("eager", "float32")]
+    assert [(m["batch"], m["backend"], m["reason"]) for m in missing] == [
+        (2, "compile", "OSError: no such header"),
+        (2, "lanes", "OSError: no such header"),
+    ]
+    with pytest.raises(ConfigError, match="unknown backend"):
+        make_variants(small_net(), {"backends": ["eager", "mkl"], "precisions": ["float32"]}, torch.randn(2, 3, 8, 8))
+
+
 def test_a_variant_that_cannot_be_had_says_why(monkeypatch):
     assert unavailable("cuda_graph", "float32", CPU) == NO_GPU
     assert "bfloat16" in make_variant("onnxruntime", "bfloat16", small_net(), torch.zeros(1, 3, 8, 8), 1)
@@ -127,7 +146,7 @@ def test_the_dense_network_has_no_zeros_that_lanes_would_leave_out():
     assert all(parameter.all() for parameter in network.parameters())
 
 
-@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler here")
+@needs_c
 def test_the_dense_network_is_timed_in_every_variant_of_the_extracted_one():
     """A variant that only the extracted network has would make its speed-up one over a slower dense network."""
     about = {"name": "n", "model": "resnet20", "structure": "channel", "masks": "random", "batches": [2], "side": 16}
@@ -390,12 +409,12 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
     assert isinstance(summary_table(made, {"unavailable": NO_GPU}, 4), pd.DataFrame)
 
 
-def test_every_backend_is_known_where_it_is_made():
-    reasons = [unavailable(backend, "float32", CPU) for backend in BACKENDS]
-    assert sum(not reason for reason in reasons) >= 2
+def test_a_backend_that_nobody_makes_is_an_error():
+    with pytest.raises(ConfigError, match="unknown backend 'tensorrt'; choose one of eager, "):
+        make_variant("tensorrt", "float32", small_net(), torch.randn(2, 3, 8, 8), threads=1)
 
 
-@pytest.mark.parametrize("profile", [s for name in ("demo", "laptop", "paper") for s in with_sections(name)])
+@pytest.mark.parametrize("profile", [s for name in ("demo", "laptop", "eighteen-epochs", "paper") for s in with_sections(name)])
 def test_every_profile_can_prune_its_network_by_the_structures_it_times(profile):
     config = load_profile(profile).timing
     for structure in config.structures:

@@ -1,12 +1,12 @@
 """The way to compute a step: how it is chosen, and that only rounding depends on it."""
 
 import json
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from machine import HAS_CXX
 
 import psp
 from psp.errors import CheckpointError, KernelError
@@ -93,7 +93,7 @@ def test_a_gpu_has_torch_compile_and_a_cpu_has_kernels_of_ours():
 
 @pytest.mark.parametrize("way", ways(CPU), ids=lambda way: f"{way['kernels']} {way['precision']}")
 def test_every_way_computes_the_same_network_up_to_rounding(way):
-    if way["kernels"] != "plain" and not shutil.which("c++"):
+    if way["kernels"] != "plain" and not HAS_CXX:
         pytest.skip("no C++ compiler here")
     if way["kernels"] == "tiled" and not torch.cpu._is_amx_tile_supported():
         pytest.skip("no matrix unit here")

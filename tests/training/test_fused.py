@@ -1,13 +1,13 @@
 """The fused kernels against PyTorch in float64, and what `fuse` does to a network."""
 
 import platform
-import shutil
 from copy import deepcopy
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import needs_cxx
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,7 +17,6 @@ from psp.errors import KernelError
 from psp.training import fused
 from psp.training.fused import NormReLU, fuse
 
-needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler here")
 # Relative to the largest value: rounding of the result, and of what it is computed from.
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2**-8 + 2e-6}
 
@@ -56,7 +55,7 @@ def assert_close(ours, theirs, dtype):
     torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=bound)
 
 
-@needs_compiler
+@needs_cxx
 @settings(max_examples=25, deadline=None)
 @given(
     batch=st.integers(1, 5),
@@ -89,7 +88,7 @@ def test_output_gradients_and_statistics_are_pytorchs(batch, channels, side, dty
     assert norm.num_batches_tracked == 1
 
 
-@needs_compiler
+@needs_cxx
 def test_statistics_do_not_lose_digits_to_a_large_mean():
     norm = nn.BatchNorm2d(16)
     x = (images((8, 16, 8, 8), torch.float32, 0) + 1000.0).contiguous(memory_format=torch.channels_last)
@@ -98,7 +97,7 @@ def test_statistics_do_not_lose_digits_to_a_large_mean():
     torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=0)
 
 
-@needs_compiler
+@needs_cxx
 def test_the_number_of_threads_changes_no_bit():
     x, gradient = (images((8, 32, 16, 16), torch.bfloat16, seed) for seed in (0, 1))
     before = torch.get_num_threads()
@@ -116,7 +115,7 @@ def test_the_number_of_threads_changes_no_bit():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_nan_is_passed_on_so_that_a_diverging_run_is_noticed(dtype):
     x = images((2, 16, 8, 8), dtype, 0)
@@ -126,7 +125,7 @@ def test_nan_is_passed_on_so_that_a_diverging_run_is_noticed(dtype):
     assert z[:, :3].isfinite().all()
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="no AVX-512 to do without")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_without_instructions_for_bfloat16_no_bit_changes(dtype, monkeypatch):
@@ -136,7 +135,7 @@ def test_without_instructions_for_bfloat16_no_bit_changes(dtype, monkeypatch):
     gradient[0, 0] = special
     found = []
     for flags in ((), ("-mno-avx512bf16",), ("-mno-avx512f",)):
-        library = native.load(fused.SOURCE, (*fused.OPTIONS, *flags), fused.HEADERS)
+        library = native.load(fused.SOURCE, (*fused.OPTIONS, *flags))
         monkeypatch.setattr(fused, "kernels", lambda library=library: library)
         torch.manual_seed(0)
         norm, leaves = a_norm(32), [t.clone().requires_grad_() for t in (x, residual)]
@@ -148,7 +147,7 @@ def test_without_instructions_for_bfloat16_no_bit_changes(dtype, monkeypatch):
             assert torch.equal(a.view(bits), b.view(bits))
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize("value", [torch.nan, -torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 2.0**-130])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_a_gradient_passes_where_the_output_is_above_0_or_nan(dtype, value):
@@ -161,7 +160,7 @@ def test_a_gradient_passes_where_the_output_is_above_0_or_nan(dtype, value):
     assert torch.equal(passed, torch.where(z <= 0, 0.0, gradient))
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize("case", ["evaluation", "another layout", "half a block", "float64"])
 def test_what_the_kernels_cannot_do_pytorch_does(case):
     norm = a_norm(16)
@@ -171,7 +170,7 @@ def test_what_the_kernels_cannot_do_pytorch_does(case):
     if case == "another layout":
         x = x.contiguous()
     if case == "half a block":
-        x, residual = x[:1, :, :3, :1], residual[:1, :, :3, :1]
+        x, residual = (t[:1, :, :3, :1].contiguous(memory_format=torch.channels_last) for t in (x, residual))
     if case == "float64":
         norm, x, residual = norm.double(), x.double(), residual.double()
     expected = F.relu(deepcopy(norm)(x) + residual)
@@ -182,7 +181,7 @@ def count(graph_module):
     return sum(isinstance(module, NormReLU) for module in graph_module.modules())
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize(
     ("name", "norms", "method"), [("resnet20", 19, "plain"), ("resnet20", 19, "psp"), ("densenet40", 39, "psp")]
 )
@@ -219,7 +218,7 @@ class Odd(nn.Module):
         return self.relu(y) + y + self.relu(self.plain(x) + 1)
 
 
-@needs_compiler
+@needs_cxx
 def test_only_what_is_batch_norm_addition_and_relu_is_fused():
     network = fuse(Odd())
     assert count(network) == 0
@@ -227,7 +226,7 @@ def test_only_what_is_batch_norm_addition_and_relu_is_fused():
     assert count(chain) == 1
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize(("height", "width", "stride"), [(8, 8, 2), (7, 9, 2), (9, 6, 3)])
 def test_every_so_many_pixels_are_pooled_with_the_same_values_and_gradient(height, width, stride):
     class Sliced(nn.Module):
@@ -243,7 +242,7 @@ def test_every_so_many_pixels_are_pooled_with_the_same_values_and_gradient(heigh
     assert torch.equal(torch.autograd.grad(pooled, x, gradient)[0], torch.autograd.grad(sliced, x, gradient)[0])
 
 
-@needs_compiler
+@needs_cxx
 @pytest.mark.parametrize(
     "part",
     [lambda x: x[:, :, ::2], lambda x: x[:, :, 1::2, 1::2], lambda x: x[:, ::2, ::2, ::2], lambda x: x[:, :, ::2, ::3],
@@ -259,7 +258,7 @@ def test_other_slices_stay_slices(part):
     assert torch.equal(fuse(Sliced())(x), Sliced()(x))
 
 
-@needs_compiler
+@needs_cxx
 def test_a_slice_that_something_else_reads_stays_a_slice():
     """It shares memory with what it is of, which a write into it shows."""
 
@@ -270,7 +269,7 @@ def test_a_slice_that_something_else_reads_stays_a_slice():
     assert "every" not in fuse(Written()).code
 
 
-@needs_compiler
+@needs_cxx
 def test_every_so_many_of_what_are_no_images_are_sliced():
     class Sliced(nn.Module):
         def forward(self, x):
@@ -280,7 +279,7 @@ def test_every_so_many_of_what_are_no_images_are_sliced():
         assert torch.equal(fuse(Sliced())(x), Sliced()(x))
 
 
-@needs_compiler
+@needs_cxx
 def test_a_network_that_cannot_be_traced_is_named():
     class Branching(nn.Module):
         def forward(self, x):

@@ -1,6 +1,5 @@
 """A run killed at any moment and started again ends with the record of one that never was."""
 
-import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from machine import HAS_CXX
 
 import psp
 from psp.data.sets import load
@@ -15,11 +15,12 @@ from psp.errors import CheckpointError, DivergedError
 from psp.files import SEAL
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
+from psp.training.train import start
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
 # All that can be lost or differ: bfloat16, and our own kernels where there is a compiler.
-CHOICE = {"precision": "bfloat16", "kernels": "fused" if shutil.which("c++") else "plain"}
+CHOICE = {"precision": "bfloat16", "kernels": "fused" if HAS_CXX else "plain"}
 CONFIG = {"method": "psp_weight_decay", "structure_decay": 0.01, "epochs": 4, "batch_size": 16, "holdout": 64}
 TIMES = ("seconds", "provenance", SEAL)  # and the seal of the record, these among it
 
@@ -113,6 +114,19 @@ def test_a_checkpoint_of_another_config_is_refused_and_kept(tmp_path):
     with pytest.raises(CheckpointError, match="differs in seed"):
         train(other, tmp_path)
     assert misplaced.read_bytes() == checkpoint_path(tmp_path, config).read_bytes()
+
+
+@pytest.mark.parametrize("entry", ["data", "code"])
+def test_a_checkpoint_of_other_images_or_other_code_is_refused(entry, tmp_path):
+    """Both name its folder, too; so one that was put into another's place."""
+    checkpoint = Checkpoint(tmp_path, RunConfig.of(CONFIG), "images")
+    state = start(RunConfig.of(CONFIG), 10, torch.device("cpu"))
+    state.choice = CHOICE
+    checkpoint.save(state)
+    assert checkpoint.restore(state)
+    checkpoint.identity[entry] = "another"
+    with pytest.raises(CheckpointError, match=f"belongs to another run, which differs in {entry}; move it away"):
+        checkpoint.restore(state)
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

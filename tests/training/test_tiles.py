@@ -1,12 +1,12 @@
 """The convolutions by matrix units against PyTorch in float64, and what `tiled` does to a network."""
 
-import shutil
 from copy import deepcopy
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import HAS_CXX
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -16,15 +16,8 @@ from psp.errors import KernelError
 from psp.training import tiles
 from psp.training.tiles import PARTS, TiledConv, is_tiled, tiled
 
-
-def has_tiles():
-    try:
-        return bool(tiles.kernels())
-    except KernelError:
-        return False
-
-
-needs_tiles = pytest.mark.skipif(not (shutil.which("c++") and has_tiles()), reason="no matrix unit or no compiler here")
+HAS_TILES = HAS_CXX and getattr(torch.cpu, "_is_amx_tile_supported", bool)() and torch.cpu._init_amx()
+needs_tiles = pytest.mark.skipif(not HAS_TILES, reason="no matrix unit or no compiler here")
 ROUNDING = 2**-8  # of bfloat16, of one value
 
 
@@ -99,7 +92,8 @@ def test_nan_is_passed_on_so_that_a_diverging_run_is_noticed():
 @pytest.mark.parametrize("case", ["evaluation", "another layout", "float32", "odd width", "few images"])
 def test_what_the_kernels_cannot_do_pytorch_does(case):
     conv, x = a_conv(16, 16), images((PARTS, 16, 8, 8), 0)
-    x = {"another layout": x.contiguous(), "odd width": x[..., :7], "few images": x[: PARTS - 1]}.get(case, x)
+    odd = x[..., :7].contiguous(memory_format=torch.channels_last)
+    x = {"another layout": x.contiguous(), "odd width": odd, "few images": x[: PARTS - 1]}.get(case, x)
     conv.train(case != "evaluation")
     with torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"):
         x = x.float() if case == "float32" else x
