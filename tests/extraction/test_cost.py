@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from networks import Call
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
@@ -193,3 +194,11 @@ def test_a_weight_that_a_layer_without_parameters_shares_is_not_gone():
     psp.parameterize(net, skip=["b"])
     psp.structure_parameters(net)["a"].data[0, :2] = 0.0
     assert psp.cost(net, torch.randn(1, 4)) == (16, 8 + 16)
+
+
+def test_a_layer_called_by_keyword_counts_as_any_other():
+    """A transposed one: each of 25 pixels of 4 channels meets 6 outputs of 4 taps; 2 of the channels are pruned."""
+    net = Call(lambda net, x: net.up(input=x), up=nn.ConvTranspose2d(4, 6, 2, 2, bias=False))
+    psp.parameterize(net, "input_channel")
+    psp.structure_parameters(net)["up"].data.view(-1)[:2] = 0.0
+    assert psp.cost(net, torch.zeros(1, 4, 5, 5)).macs == 25 * 2 * 6 * 4

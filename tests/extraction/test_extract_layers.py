@@ -2,6 +2,7 @@
 
 import copy
 import io
+import sys
 
 import hypothesis
 import pytest
@@ -390,6 +391,26 @@ def test_another_output_than_the_first_is_compared_too(tmp_path, monkeypatch, se
         psp.export(Two().eval(), tmp_path / "net.onnx", x)
     monkeypatch.undo()
     psp.export(Two().eval(), tmp_path / "net.onnx", x)
+
+
+def test_a_network_of_several_inputs_is_written_with_all_of_them_in_their_order(tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+
+    class Difference(nn.Module):
+        def forward(self, image, rows):
+            return image.relu() - 2 * rows
+
+    inputs = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 1)
+    path = psp.export(Difference().eval(), tmp_path / "net.onnx", inputs)
+    assert [x.shape for x in onnxruntime.InferenceSession(path).get_inputs()] == [[2, 3, 4, 5], [2, 3, 4, 1]]
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_what_export_needs_is_named_before_anything_is_computed(missing, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ExtractError, match=f"psp.export needs {missing}: pip install onnx onnxscript onnxruntime"):
+        psp.export(nn.Identity().eval(), tmp_path / "net.onnx", torch.zeros(1))
 
 
 def test_masked_values_that_are_the_same_infinity_are_the_same(tmp_path):

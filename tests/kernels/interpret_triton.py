@@ -1,7 +1,7 @@
 """Run with TRITON_INTERPRET=1: the Triton kernel against PyTorch's convolution; prints the number of cases."""
 
 import torch
-from test_kernels import case
+from convolutions import case
 
 from psp.kernels import gpu
 

@@ -272,6 +272,55 @@ def test_a_sweep_looks_at_the_images_before_it_submits_jobs(tmp_path, monkeypatc
         pipeline.sweep(Profile("elsewhere", {"a": RunConfig()}), [], "local", 1, ["timeout_min=5"])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "called"),
+    [
+        (
+            "sweep.sweep",
+            [
+                "sweep",
+                "demo",
+                "baseline-s0",
+                "--cluster",
+                "local",
+                "--processes",
+                "2",
+                "--set",
+                "timeout_min=5",
+                "mem_gb=1",
+            ],
+            (["baseline-s0"], "local", 2, ["timeout_min=5", "mem_gb=1"]),
+        ),
+        ("commands.timing_record", ["timing", "demo", "--device", "cpu"], (torch.device("cpu"),)),
+        ("commands.execute", ["figure", "demo", "figure_2", "--so-far"], ("figure_2_structure_parameters",)),
+    ],
+)
+def test_a_command_hands_on_what_it_is_given(name, arguments, called, monkeypatch):
+    """Each stops in the function that would do the work."""
+
+    def stop(*given):
+        assert all(value in given for value in called)
+        raise ConfigError("it was called")
+
+    monkeypatch.setattr(f"psp.pipeline.{name}", stop)
+    monkeypatch.setattr(pipeline, "check_data", lambda *_: None)
+    with pytest.raises(SystemExit, match="^error: it was called$"):
+        pipeline.main(arguments)
+
+
+def test_a_figure_so_far_goes_into_a_folder_of_its_own(monkeypatch):
+    done = []
+    monkeypatch.setattr(pipeline, "execute", lambda *arguments: done.append(arguments))
+    said = pipeline.figure(load_profile("eighteen-epochs"), "figure_3", so_far=True)
+    ((notebook, output, parameters),) = done
+    folder = ROOT / "results" / "eighteen-epochs" / "so_far"
+    assert (notebook, output) == ("figure_3_column_pruning", folder / "executed" / "figure_3.ipynb")
+    assert parameters == {"profile": "eighteen-epochs", "so_far": True, "output": str(folder)}
+    assert "results/eighteen-epochs/so_far/figures" in said
+    with pytest.raises(SystemExit, match="--so-far is for figure_2 and figure_3; timing_tables needs all runs"):
+        pipeline.main(["figure", "laptop", "timing_tables", "--so-far"])
+
+
 def test_the_plan_of_a_section_is_that_of_no_other(monkeypatch):
     monkeypatch.setattr("psp.pipeline.commands.plan", lambda profile: ([], profile.name))
     plans = [pipeline.plans(load_profile(name)) for name in ("demo/ilsvrc", "demo")]

@@ -234,7 +234,9 @@ def test_every_run_of_table_cifar_can_have_its_structures(profile):
         assert set(parametrizations(model)) == set(layers) - whole
 
 
-@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("eighteen-epochs", 16, 4), ("paper", 100, 6)])
+@pytest.mark.parametrize(
+    ("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("eighteen-epochs", 16, 4), ("paper", 100, 6)]
+)
 def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
     runs = load_profile(profile).runs.values()
     assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay, c.model, c.dataset) for c in runs}) == 1

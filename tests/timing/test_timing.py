@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from machine import needs_c
+from networks import Call
 from torch import nn
 
 import psp
@@ -189,6 +190,15 @@ def test_multiply_accumulates_by_zeros_do_not_count():
     with torch.no_grad():
         next(net.parameters())[1:3] = 0  # two of eight channels with 27 weights, on 8×8 pixels
     assert nonzero_macs(net, image) == work(net, image).macs - 2 * 27 * 64
+
+
+def test_work_of_layers_called_by_keyword_and_of_transposed_ones():
+    """Each of 25 pixels of 4 channels meets 6 outputs of 4 taps; the first of the channels has weights of 0."""
+    net = Call(lambda net, x: net.up(input=x), up=nn.ConvTranspose2d(4, 6, 2, 2, bias=False))
+    net.up.weight.data[0] = 0
+    image = torch.zeros(1, 4, 5, 5)
+    assert work(net, image) == Work(4 * 25 + 6 * 100 + 4 * 6 * 4, 25 * 4 * 6 * 4)
+    assert nonzero_macs(net, image) == 25 * 3 * 6 * 4
 
 
 def test_floors_by_hand():
@@ -414,7 +424,10 @@ def test_a_backend_that_nobody_makes_is_an_error():
         make_variant("tensorrt", "float32", small_net(), torch.randn(2, 3, 8, 8), threads=1)
 
 
-@pytest.mark.parametrize("profile", [s for name in ("demo", "laptop", "eighteen-epochs", "paper") for s in with_sections(name)])
+PROFILES = [part for name in ("demo", "laptop", "eighteen-epochs", "paper") for part in with_sections(name)]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_can_prune_its_network_by_the_structures_it_times(profile):
     config = load_profile(profile).timing
     for structure in config.structures:
