@@ -190,6 +190,14 @@ def _cell(value, form):
     return form.format(value) if isinstance(value, float) else value
 
 
+def write_equal_cost_tables(costs, compared, folder, title):
+    """Write what `psp.report.equal_cost` says of the runs of Figure 3 into `folder`."""
+    formats = dict.fromkeys(("test_error_pct", "above_dense", "above_dense_sd"), "{:.2f}") | {"parameters": "{:.0f}"}
+    write_table(costs, folder / "figure_3_cost", f"# Errors at equal cost, {title}", formats)
+    formats = dict.fromkeys(("below_by", "below_by_sd", "half_width"), "{:.2f}")
+    write_table(compared, folder / "figure_3_cost_differences", f"# Differences at equal cost, {title}", formats)
+
+
 def write_figure_3_tables(plotted, claims, folder, title):
     """Write all plotted numbers and the claims of Figure 3 into `folder`."""
     errors = ("test_error_pct", "error_sd", "above_baseline", "above_baseline_sd")

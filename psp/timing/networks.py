@@ -3,11 +3,13 @@
 import hashlib
 import json
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from psp.data.sets import classes_of
+from psp.extraction.cost import cost
 from psp.extraction.extract import extract, fold_batchnorm
 from psp.method.attach import originals
 from psp.method.baselines import fix_sparsity
@@ -17,6 +19,7 @@ from psp.method.parameterize import parameterize, structure_parameters
 from psp.models import create_model
 from psp.runs.config import RunConfig
 from psp.runs.record import read_record
+from psp.timing.work import nonzero_macs
 
 SEED = 0
 
@@ -66,6 +69,21 @@ def left_by(record):
     if config.method == "baseline":
         return fold_batchnorm(network)
     return extract(network, torch.randn(1, 3, config.test_side, config.test_side))
+
+
+class CostLeft(NamedTuple):
+    """Parameters of an extracted network, and multiply-accumulates of the dense one over its own by weights not 0."""
+
+    params: int
+    mac_reduction: float
+
+
+def cost_left(record):
+    """`CostLeft` of what a run's record leaves, for one test image."""
+    side = RunConfig.of(record["config"]).test_side
+    image, left = torch.zeros(1, 3, side, side), left_by(record)
+    dense = create_model(record["config"]["model"], classes_of(record["data"]))
+    return CostLeft(cost(left, image).params, cost(dense, image).macs / nonzero_macs(left, image))
 
 
 def random_masks(name, structure, sparsity, skip, classes=10):

@@ -277,22 +277,11 @@ def test_a_sweep_looks_at_the_images_before_it_submits_jobs(tmp_path, monkeypatc
     [
         (
             "sweep.sweep",
-            [
-                "sweep",
-                "demo",
-                "baseline-s0",
-                "--cluster",
-                "local",
-                "--processes",
-                "2",
-                "--set",
-                "timeout_min=5",
-                "mem_gb=1",
-            ],
+            "sweep demo baseline-s0 --cluster local --processes 2 --set timeout_min=5 mem_gb=1",
             (["baseline-s0"], "local", 2, ["timeout_min=5", "mem_gb=1"]),
         ),
-        ("commands.timing_record", ["timing", "demo", "--device", "cpu"], (torch.device("cpu"),)),
-        ("commands.execute", ["figure", "demo", "figure_2", "--so-far"], ("figure_2_structure_parameters",)),
+        ("commands.timing_record", "timing demo --device cpu", (torch.device("cpu"),)),
+        ("commands.execute", "figure demo figure_2 --so-far", ("figure_2_structure_parameters",)),
     ],
 )
 def test_a_command_hands_on_what_it_is_given(name, arguments, called, monkeypatch):
@@ -304,8 +293,8 @@ def test_a_command_hands_on_what_it_is_given(name, arguments, called, monkeypatc
 
     monkeypatch.setattr(f"psp.pipeline.{name}", stop)
     monkeypatch.setattr(pipeline, "check_data", lambda *_: None)
-    with pytest.raises(SystemExit, match="^error: it was called$"):
-        pipeline.main(arguments)
+    with pytest.raises(SystemExit, match=r"^error: it was called$"):
+        pipeline.main(arguments.split())
 
 
 def test_a_figure_so_far_goes_into_a_folder_of_its_own(monkeypatch):

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from itertools import groupby, product
+from itertools import product
 from types import SimpleNamespace
 
 import pandas as pd
@@ -19,8 +19,8 @@ from psp.pipeline.profiles import Profile, load_profile, with_sections
 from psp.report.timing_tables import machines_table, speed_ups, summary_table
 from psp.runs.record import read_record
 from psp.timing.floor import Limits, Work, floors
-from psp.timing.measure import alternate, quartiles
-from psp.timing.networks import left_by, lively, masks_sha256, networks, random_masks
+from psp.timing.measure import alternate, cpu_block, quartiles
+from psp.timing.networks import cost_left, left_by, lively, masks_sha256, networks, random_masks, trained_masks
 from psp.timing.record import DenseNetworks, make_variants, read_timing, timing_record, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.variants import has_compiler, make_variant, outputs, unavailable
@@ -41,14 +41,34 @@ SETTINGS = {
 
 
 def test_calls_take_turns_and_every_round_counts(monkeypatch):
-    monkeypatch.setattr("psp.timing.measure.ROUNDS", 3)
-    monkeypatch.setattr("psp.timing.measure.BLOCK_SECONDS", 0.0)
-    order = []
-    calls = {name: lambda name=name: order.append(name) for name in "ab"}
-    threads = torch.get_num_threads()
-    measured = alternate(calls, CPU, threads)
-    assert [name for name, _ in groupby(order)] == ["a", "b"] * (1 + 3), "a warm-up, then three turns each"
-    assert all(t.low_s <= t.median_s <= t.high_s for t in measured.values())
+    """A warm-up, then in each round a turn of each, in an order that changes; no turn without a rest before it."""
+    order, names, took = [], "abcd", iter(range(1, 1000))
+
+    def block(call, threads):
+        def seconds(number):
+            call()
+            return float(next(took))
+
+        return seconds
+
+    monkeypatch.setattr("psp.timing.measure.ROUNDS", 8)
+    monkeypatch.setattr("psp.timing.measure.cpu_block", block)
+    monkeypatch.setattr("time.sleep", lambda _: order.append("rest"))
+    measured = alternate({name: lambda name=name: order.append(name) for name in names}, CPU, 1)
+    warm_up, turns = order[: 2 * len(names)], order[2 * len(names) :]
+    assert warm_up == [name for name in names for _ in range(2)]
+    assert turns[::2] == ["rest"] * 8 * len(names)
+    rounds = ["".join(turns[1::2])[i : i + len(names)] for i in range(0, 8 * len(names), len(names))]
+    assert {"".join(sorted(own)) for own in rounds} == {names}
+    assert len(set(rounds)) > 3
+    places = [2 * len(names) + 1 + len(names) * i + own.index("a") for i, own in enumerate(rounds)]
+    assert measured["a"] == quartiles([float(place) for place in places])
+
+
+def test_a_block_of_calls_is_timed_on_so_many_threads():
+    threads, seen = torch.get_num_threads(), []
+    assert cpu_block(lambda: seen.append(torch.get_num_threads()), 1)(5) > 0
+    assert set(seen) == {1}
     assert torch.get_num_threads() == threads
 
 
@@ -241,6 +261,21 @@ def test_what_is_left_of_a_run_is_its_network_without_what_its_masks_prune():
     # 30 % of the columns, rounded in each layer; fewer where no later layer reads a channel
     assert kept <= 0.3 * (psp.cost(whole, image).macs - conv1 - fc) * 1.01
     assert kept >= 0.2 * (psp.cost(whole, image).macs - conv1 - fc)
+
+
+@pytest.mark.parametrize("run", ["baseline-s0", "l1_norm-80-s0", "psp_weight_decay-13e-4-s0"])
+def test_the_cost_that_is_left_of_pruned_columns_counted_from_their_masks(run):
+    """A filter of a block is gone where the block's second convolution reads nothing of it; nothing else is."""
+    profile = load_profile("eighteen-epochs")
+    record = read_record(profile.record_path(run))
+    network = trained_masks(profile.config(run), 10, record)
+    macs = 27 * 16 * 32**2 + 640
+    for stage, side in ((network.layer1, 32), (network.layer2, 16), (network.layer3, 8)):
+        for block in stage:
+            first, second = (conv.weight.any(0) for conv in (block.conv1, block.conv2))  # kept columns
+            read = int(second.flatten(1).any(1).sum())
+            macs += side**2 * (int(first.sum()) * read + int(second.sum()) * len(block.conv2.weight))
+    assert cost_left(record).mac_reduction == pytest.approx(40_551_040 / macs)
 
 
 def test_random_masks_of_layers_and_lively_normalization():

@@ -24,7 +24,7 @@ def figure_3(points, reference, title):
     _draw(absolute, points, reference, "test_error_pct", "error_sd")
     _draw(relative, points, reference, "above_baseline", "above_baseline_sd")
     absolute.set(title="test error", ylabel="final-epoch test error, %")
-    relative.set(title="test error above the own baseline", ylabel="points of error above the baseline")
+    relative.set(title="test error above its own baseline", ylabel="points of error above the baseline")
     for series, sparsity in PAPER_LARGEST_SPARSITY.items():
         relative.axvline(sparsity, color=COLORS[series], linestyle="--", linewidth=1, zorder=0)
     handles, labels = absolute.get_legend_handles_labels()

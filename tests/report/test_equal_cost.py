@@ -1,0 +1,211 @@
+"""Methods at equal cost, on made-up records whose numbers are easy to interpolate; and what is recorded of peers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from psp.errors import ConfigError
+from psp.files import sealed, write_json
+from psp.report.equal_cost import (
+    at_equal_cost,
+    check_budget,
+    differences,
+    equal_cost_table,
+    run_rows,
+    with_points_above,
+)
+from psp.report.figures.equal_cost import equal_cost_figure
+from psp.report.paper_tables import DENSE
+from psp.report.peers import latency_table, peer_rows, read_peers, searched_table
+from psp.timing.networks import CostLeft
+
+
+@pytest.fixture(autouse=True)
+def costs(monkeypatch):
+    """Of made-up records, which say it themselves."""
+    monkeypatch.setattr("psp.report.equal_cost.cost_left", lambda record: record["left"])
+
+
+def run(method, error, seed, reduction=1.0, params=1000, threshold=0.1, decay=0.0):
+    config = {"method": method, "structure": "channel", "seed": seed, "place": "auto", "threshold": threshold}
+    config |= {"sparsity": None, "structure_decay": decay or reduction}
+    return {"config": config, "test_error_pct": error, "left": CostLeft(params, reduction)}
+
+
+def peer(error, seed, reduction, parameters=300):
+    record = {
+        "pruner": "slimming",
+        "regularization": 1e-4,
+        "prune_at": 0.5,
+        "reduction": reduction,
+        "config": {"seed": seed},
+        "test_error_pct": error,
+    }
+    return record | {"mac_reduction": reduction, "parameters": parameters}
+
+
+def named(records):
+    return {str(number): record for number, record in enumerate(records)}
+
+
+def rows_of(ours=(), peers=()):
+    """One table of runs and peers, named by their numbers."""
+    tables = [run_rows(named(ours)), peer_rows(named(peers))]
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+
+
+OURS = "PSP (weight decay), channel"
+RUNS = [
+    run("baseline", 10.0, 0),
+    run("baseline", 11.0, 1),
+    run("psp_weight_decay", 12.0, 0, 2.0, 600),
+    run("psp_weight_decay", 16.0, 0, 8.0, 200),
+    run("psp_weight_decay", 15.0, 1, 4.0, 400),
+]
+PEERS = [peer(13.0, 0, 2.0), peer(14.0, 1, 2.0), peer(17.0, 1, 4.0)]
+
+
+@pytest.fixture
+def rows():
+    return rows_of(RUNS, PEERS)
+
+
+def test_errors_at_equal_cost_lie_between_the_runs_of_a_seed(rows):
+    found = at_equal_cost(rows, (2, 4)).set_index(["method", "seed", "mac_reduction"])
+    errors = {(OURS, 0, 2): 12.0, (OURS, 0, 4): 14.0, (OURS, 1, 2): 13.0, (OURS, 1, 4): 15.0}
+    errors |= {("network slimming", 0, 2): 13.0, ("network slimming", 1, 2): 14.0, ("network slimming", 1, 4): 17.0}
+    assert found["test_error_pct"].to_dict() == pytest.approx(errors)
+    assert found.loc[(OURS, 0, 4), "parameters"] == pytest.approx(400)
+    assert found["above_dense"].to_dict() == pytest.approx({key: e - 10.0 - key[1] for key, e in errors.items()})
+
+
+def test_means_over_seeds_best_first(rows):
+    table = equal_cost_table(at_equal_cost(rows, (2, 4)))
+    assert table["method"].tolist() == [OURS, "network slimming"] * 2
+    assert table["seeds"].tolist() == [2, 2, 2, 1]
+    assert table["above_dense"].tolist() == pytest.approx([2.0, 3.0, 4.0, 6.0])
+    assert table["above_dense_sd"].fillna(-1).tolist() == pytest.approx([0.0, 0.0, 0.0, -1])
+
+
+def test_differences_are_of_common_seeds_with_students_interval():
+    rows = rows_of([*RUNS, run("baseline", 12.0, 2)], [peer(13.5, 0, 2.0), *PEERS[1:], peer(20.0, 2, 2.0)])
+    at_two, at_four = differences(at_equal_cost(rows, (2, 4)), OURS).itertuples(index=False)
+    assert at_two.compared == f"{OURS} against network slimming"
+    assert (at_two.seeds, at_two.below_by) == (2, pytest.approx(1.25))
+    assert at_two.below_by_sd == pytest.approx(np.std([1.5, 1.0], ddof=1))
+    assert at_two.half_width == pytest.approx(stats.t.ppf(0.975, 1) * np.std([1.5, 1.0], ddof=1) / 2**0.5)
+    assert (at_four.seeds, at_four.below_by) == (1, pytest.approx(2.0))
+    assert np.isnan(at_four.half_width)
+    assert differences(at_equal_cost(rows, (2, 4)), "another").empty
+    assert differences(at_equal_cost(rows, (99,)), OURS).empty
+
+
+def searched(made, **changes):
+    return {
+        f"{pruner}-{decay:g}": peer(error, 0, 4.0)
+        | {"pruner": pruner, "regularization": decay}
+        | {"config": dict.fromkeys(BUDGET, 12) | {"seed": 0, "holdout": 5000}}
+        | {"curve": [{"validation_error_pct": 90.0}, {"validation_error_pct": error}]}
+        | changes
+        for pruner, decay, error in made
+    }
+
+
+BUDGET = ("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "holdout")
+
+
+def test_the_search_shows_the_best_decay_of_each_pruner_first():
+    made = [("slimming", 1e-4, 15.0), ("group_norm", 1e-3, 14.0), ("slimming", 1e-5, 13.0)]
+    table = searched_table(searched(made))
+    assert table["method"].tolist() == ["group norm", "network slimming", "network slimming"]
+    assert table["regularization"].tolist() == [1e-3, 1e-5, 1e-4]
+    assert table["held_out_error_pct"].tolist() == [14.0, 13.0, 15.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reduction": 2.0}, "'group_norm-0.001' has another reduction than 'slimming-0.0001'"),
+        ({"config": dict.fromkeys(BUDGET, 12) | {"holdout": 0}}, "'group_norm-0.001' has holdout 0, "),
+        ({"config": dict.fromkeys(BUDGET, 12) | {"holdout": 5000, "epochs": 18}}, "'group_norm-0.001' has epochs 18"),
+    ],
+)
+def test_a_search_is_over_runs_of_one_cost_and_schedule(change, message):
+    records = searched([("slimming", 1e-4, 15.0)]) | searched([("group_norm", 1e-3, 14.0)], **change)
+    with pytest.raises(ConfigError, match=message):
+        searched_table(records)
+
+
+def test_a_search_without_held_out_images_is_refused():
+    config = dict.fromkeys(BUDGET, 12) | {"holdout": 0}
+    with pytest.raises(ConfigError, match=r"'slimming-0\.0001' holds no training images out: set --holdout"):
+        searched_table(searched([("slimming", 1e-4, 15.0)], config=config))
+
+
+def test_a_network_is_as_fast_as_its_fastest_variant():
+    rows = [
+        ("narrow", 1, "eager", 3e-3),
+        ("narrow", 1, "lanes", 1e-3),
+        ("dense", 1, "eager", 4e-3),
+        ("narrow", 64, "eager", 5e-2),
+        ("dense", 64, "eager", 2e-1),
+        ("dense", 64, "lanes", 3e-1),
+    ]
+    names = ("network", "batch", "backend", "median_s")
+    timings = [dict(zip(names, row, strict=True)) | {"precision": "float32"} for row in rows]
+    costs = {"dense": {"macs": 64, "params": 1000}, "narrow": {"macs": 16, "params": 300}}
+    table = latency_table({"cost": costs, "timings": timings}).set_index(["network", "batch"])
+    assert table["variant"]["narrow", 1] == "psp.freeze, float32"
+    assert table["ms"].to_dict() == pytest.approx(
+        {("dense", 1): 4.0, ("narrow", 1): 1.0, ("dense", 64): 200.0, ("narrow", 64): 50.0}
+    )
+    assert table["speed_up"].to_dict() == pytest.approx(
+        {("dense", 1): 1.0, ("narrow", 1): 4.0, ("dense", 64): 1.0, ("narrow", 64): 4.0}
+    )
+    assert table["mac_reduction"]["narrow", 1] == 4.0
+
+
+def test_the_figure_has_a_mark_for_each_setting_and_a_bar_for_its_seeds(rows):
+    rows = rows_of([*RUNS, run("psp_weight_decay", 14.0, 1, 2.0, 600)], PEERS)
+    (axes,) = equal_cost_figure(with_points_above(rows), (2, 4), "a title").axes
+    drawn = {container.get_label(): container.lines for container in axes.containers}
+    assert list(drawn) == [OURS, "network slimming"]
+    marks, _, (bars,) = drawn[OURS]
+    assert marks.get_xydata() == pytest.approx(np.array([[2.0, 2.5], [4.0, 4.0], [8.0, 6.0]]))
+    heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
+    assert heights == pytest.approx([2 * np.std([2.0, 3.0], ddof=1), 0.0, 0.0])
+    assert axes.get_title() == "a title"
+
+
+def test_what_is_compared_has_one_budget():
+    same = dict.fromkeys(BUDGET, 1)
+    records = {name: {"config": same | {"seed": seed}} for seed, name in enumerate(("ours", "theirs"))}
+    check_budget(records)
+    records["longer"] = {"config": same | {"epochs": 2}}
+    with pytest.raises(ConfigError, match=r"'longer' has epochs 2, 'ours' 1"):
+        check_budget(records)
+
+
+def test_runs_of_several_settings_are_no_one_curve():
+    """λ is what a curve is drawn over; ε, or a pruner's decay, is not."""
+    other = run("psp_weight_decay", 14.0, 0, 4.0, threshold=0.3)
+    with pytest.raises(ConfigError, match=r"PSP \(weight decay\), channel has runs of ε = 0\.1 and ε = 0\.3"):
+        at_equal_cost(rows_of([*RUNS, other]), (2,))
+
+
+def test_two_runs_of_one_setting_and_seed_are_an_error():
+    with pytest.raises(ConfigError, match="runs 2, 5 differ by neither"):
+        at_equal_cost(rows_of([*RUNS, RUNS[2]]), (2,))
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write_json(sealed({"pruner": "slimming"}), tmp_path / "whole.json")
+    assert set(read_peers(tmp_path)) == {"whole"}
+    write_json(sealed({"pruner": "slimming"}) | {"test_error_pct": 1.0}, tmp_path / "mended.json")
+    with pytest.raises(ConfigError, match=r"mended\.json is damaged"):
+        read_peers(tmp_path)
+
+
+def test_a_seed_without_a_dense_network_is_left_out(rows):
+    assert at_equal_cost(rows[rows["method"] != DENSE], (2,)).empty
