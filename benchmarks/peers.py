@@ -7,10 +7,12 @@ those of psp.train; the optimizer begins anew after the removal, as the tensors 
 
 Only channels within the blocks go. The shortcuts of these networks pad channels with zeros, before and behind, and
 torch-pruning takes channel k before such a shortcut for channel k behind it: what it removes along the shortcuts would
-misroute those that are left.
+misroute those that are left. So what cannot go is not decayed either.
 """
 
 import argparse
+import copy
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from tqdm import tqdm
 import psp
 from psp.data.images import SIDE
 from psp.data.sets import load
+from psp.extraction.extract import fold_batchnorm
 from psp.files import sealed, write_json
 from psp.runs.config import RunConfig
 from psp.runs.provenance import provenance
@@ -38,10 +41,14 @@ SIZES = {
     nn.Linear: ("out_features", "in_features"),
     nn.BatchNorm2d: ("num_features",),
 }
-# Network slimming (Liu et al. 2017): decay by sign on the scales of batch normalization, which rank the channels. Group
-# norm (DepGraph, Fang et al. 2023): decay on weights that grows as a group's norm falls, by which groups are ranked.
+# Network slimming (Liu et al. 2017): decay by sign on the scales of batch normalization, which rank the channels of all
+# layers together; torch-pruning's default divides them by their layer's mean first. Group norm (DepGraph, Fang et al.
+# 2023): decay on weights that grows as a group's norm falls, by which groups are ranked.
 PRUNERS = {
-    "slimming": (torch_pruning.pruner.BNScalePruner, torch_pruning.importance.BNScaleImportance),
+    "slimming": (
+        torch_pruning.pruner.BNScalePruner,
+        partial(torch_pruning.importance.BNScaleImportance, normalizer=None),
+    ),
     "group_norm": (
         torch_pruning.pruner.GroupNormPruner,
         partial(torch_pruning.importance.GroupMagnitudeImportance, p=2),
@@ -52,7 +59,9 @@ PRUNERS = {
 def make_pruner(name, model, image, regularization):
     """A pruner of torch-pruning for the channels within the blocks of `model`, one of psp.models.resnet."""
     kind, importance = PRUNERS[name]
-    kept = [model.conv1, model.fc]  # and with the first convolution all that is added to its channels
+    blocks = [block for stage in (model.layer1, model.layer2, model.layer3) for block in stage]
+    # With the first convolution all stays that is added to its channels.
+    kept = [model.conv1, model.bn1, model.fc, *(block.bn2 for block in blocks)]
     options = {"global_pruning": True, "pruning_ratio": 1.0, "max_pruning_ratio": MOST, "iterative_steps": STEPS}
     return kind(model, image, importance(), reg=regularization, ignored_layers=kept, **options)
 
@@ -68,8 +77,11 @@ def remove(pruner, model, image, reduction):
     raise SystemExit(f"with {MOST:.0%} of each layer's channels gone the costs are not yet down by {reduction}")
 
 
-def train(config, pruner_name, regularization, prune_at, reduction, checkpoints):
-    """Train and prune one network; returns its record, a JSON-ready dict, with the shapes that are left."""
+def train(config, pruner_name, regularization, prune_epoch, reduction, checkpoints):
+    """Train and prune one network; returns its record, a JSON-ready dict, with the shapes that are left.
+
+    After `prune_epoch` epochs channels are removed until 1/`reduction` of the multiply-accumulates are left.
+    """
     device = torch.device("cpu")
     data = load(config.dataset)
     training, validation = data.hold_out(config.holdout)
@@ -77,6 +89,8 @@ def train(config, pruner_name, regularization, prune_at, reduction, checkpoints)
     origin = provenance(device)
     with deterministic():
         state = start(config, data.num_classes, device)
+        trial = lively(copy.deepcopy(state.model))  # ends here, before any time is spent, where so much cannot go
+        remove(make_pruner(pruner_name, trial, image, regularization), trial, image, reduction)
         state.choice = chosen(config, training, data, device, checkpoints)
         state.network = Network(state.model, state.choice)
         pruner = make_pruner(pruner_name, state.model, image, regularization)
@@ -84,18 +98,18 @@ def train(config, pruner_name, regularization, prune_at, reduction, checkpoints)
         before = psp.cost(state.model, image)
         with tqdm(total=config.epochs * steps_per_epoch(config, training), mininterval=10) as bar:
             for epoch in range(config.epochs):
-                if epoch == round(prune_at * config.epochs):
+                if epoch == prune_epoch:
                     decay.remove()
                     remove(pruner, state.model, image, reduction)
                     state.optimizer = make_optimizer(state.model, config)
                     state.network = Network(state.model, state.choice)
                 one_epoch(state, training, validation, data, config, bar)
         errors = errors_pct(state.model, data.test, data, config)
-    after = psp.cost(state.model, image)
+    after = psp.cost(fold_batchnorm(state.model.eval()), image)  # as what psp.extract leaves
     return {
         "pruner": pruner_name,
         "regularization": regularization,
-        "prune_at": prune_at,
+        "prune_at": prune_epoch / config.epochs,
         "reduction": reduction,
         "config": config.as_dict(),
         "data": data.summary(),
@@ -104,7 +118,12 @@ def train(config, pruner_name, regularization, prune_at, reduction, checkpoints)
         "parameters": after.params,
         "shapes": {name: list(values.shape) for name, values in state.model.state_dict().items()},
         "curve": state.curve,
-        "provenance": {**origin, "step": state.choice, "torch_pruning": torch_pruning.__version__},
+        "provenance": {
+            **origin,
+            "benchmark_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+            "step": state.choice,
+            "torch_pruning": torch_pruning.__version__,
+        },
     }
 
 
@@ -123,12 +142,12 @@ def narrowed(record):
     return lively(model)
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("record", type=Path, help="the JSON file to write")
     parser.add_argument("--pruner", choices=PRUNERS, required=True)
     parser.add_argument("--regularization", type=float, default=1e-4)
-    parser.add_argument("--prune-at", type=float, default=0.5, help="share of the epochs before the removal")
+    parser.add_argument("--prune-at", type=float, default=0.5, help="share of the epochs before the removal, rounded")
     parser.add_argument("--reduction", type=float, required=True, help="of multiply-accumulates")
     parser.add_argument("--dataset", default="cifar10")
     parser.add_argument("--epochs", type=int, default=12)
@@ -138,12 +157,22 @@ def main():
     parser.add_argument("--holdout", type=int, default=0, help="training images held out, for the search of settings")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoints", default="checkpoints", help="folder that remembers how steps are computed")
-    options = vars(parser.parse_args())
-    if not 0 < options["prune_at"] < 1:
-        parser.error(f"--prune-at is a share of the epochs between 0 and 1, got {options['prune_at']}")
-    how = [options.pop(name) for name in ("pruner", "regularization", "prune_at", "reduction", "checkpoints")]
+    options = vars(parser.parse_args(arguments))
     record = options.pop("record")
-    write_json(sealed(train(RunConfig(method="baseline", **options), *how)), record)
+    prune_epoch = round(options.pop("prune_at") * options["epochs"])
+    if not 0 < prune_epoch < options["epochs"]:
+        parser.error(
+            f"--prune-at leaves {prune_epoch} of {options['epochs']} epochs before the removal: both need some"
+        )
+    if not options["reduction"] > 1:
+        parser.error(f"--reduction is by how much costs are divided, more than 1, got {options['reduction']}")
+    if record.exists():
+        parser.error(f"{record} is there already: move it away, or name another")
+    pruner, regularization, reduction, checkpoints = (
+        options.pop(name) for name in ("pruner", "regularization", "reduction", "checkpoints")
+    )
+    config = RunConfig(method="baseline", **options)
+    write_json(sealed(train(config, pruner, regularization, prune_epoch, reduction, checkpoints)), record)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""How fast what each pruner leaves is, beside the dense network: python benchmarks/peers_time.py OUTPUT RECORD …
+"""How fast what each pruner leaves is, beside the dense one: python benchmarks/peers_time.py OUTPUT NAME=RECORD …
 
-Records are of benchmarks/peers.py or of `psp.train`, whose masks are extracted. Only shapes and masks decide the time,
-so that numbers are random. All variants of all networks take turns at each batch size.
+Records are of benchmarks/peers.py or of `psp.train`, whose masks are extracted; that of a network without pruning is
+named dense. Only shapes and masks decide the time, so that numbers are random. All variants of all networks take turns
+at each batch size.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import psp
 from psp.data.images import SIDE
 from psp.extraction.extract import fold_batchnorm
 from psp.files import read_json, write_json
+from psp.report.peers import DAMAGED, read_peer
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
 from psp.timing.networks import left_by
@@ -28,21 +30,25 @@ SETTINGS = {
 
 def network(path):
     """The network that a record leaves, in evaluation mode, its batch normalization folded."""
-    record = read_json(path, "train the run again")
-    return fold_batchnorm(narrowed(record)) if "pruner" in record else left_by(read_record(path))
+    if "pruner" in read_json(path, DAMAGED):
+        return fold_batchnorm(narrowed(read_peer(path)))
+    return left_by(read_record(path))
 
 
 def timed(networks, settings=SETTINGS, batches=BATCHES):
     """The record of timing `networks`, {name: network}: costs, and all times as `psp.timing.record` has them."""
-    timings = []
+    timings, unavailable = [], []
     for batch in batches:
-        images = torch.randn(batch, 3, SIDE, SIDE)
-        made = {name: make_variants(model, settings, images)[0] for name, model in networks.items()}
+        images, made = torch.randn(batch, 3, SIDE, SIDE), {}
+        for name, model in networks.items():
+            made[name], missing = make_variants(model, settings, images)
+            unavailable += [{"network": name, **variant} for variant in missing]
         timings += time_batch(networks, made, images)
     image = torch.zeros(1, 3, SIDE, SIDE)
     return {
         "cost": {name: psp.cost(model, image)._asdict() for name, model in networks.items()},
         "timings": timings,
+        "unavailable": unavailable,
         "provenance": provenance(torch.device("cpu")),
     }
 
@@ -50,9 +56,13 @@ def timed(networks, settings=SETTINGS, batches=BATCHES):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path, help="the JSON file to write")
-    parser.add_argument("records", type=Path, nargs="+", help="of the networks; named by their files")
+    parser.add_argument("records", nargs="+", metavar="NAME=RECORD", help="of the networks, one of them named dense")
     options = parser.parse_args()
-    write_json(timed({path.stem: network(path) for path in options.records}), options.output)
+    pairs = [text.partition("=")[::2] for text in options.records]
+    paths = dict(pairs)
+    if not all(paths.values()) or "dense" not in paths or len(paths) < len(pairs):
+        parser.error("records are given as NAME=RECORD, each name once, one of them dense=…")
+    write_json(timed({name: network(Path(path)) for name, path in paths.items()}), options.output)
 
 
 if __name__ == "__main__":

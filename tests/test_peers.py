@@ -9,6 +9,9 @@ import torch
 from torch import nn
 
 import psp
+from psp.extraction.extract import fold_batchnorm
+from psp.report.peers import peer_rows, read_peer, searched_table
+from psp.runs.config import RunConfig
 from psp.timing.networks import lively
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -63,8 +66,62 @@ def test_a_pruner_adds_its_decay_to_the_gradients(name):
     before = [parameter.grad.clone() for parameter in net.parameters()]
     pruner.regularize(net)
     changed = [n for (n, p), grad in zip(net.named_parameters(), before, strict=True) if not torch.equal(p.grad, grad)]
-    assert {n for n in changed if "bn" in n and n.endswith("weight")}
+    within = {n for n, _ in net.named_parameters() if ".bn1.weight" in n}
+    assert within <= set(changed)
+    assert {n for n in changed if "bn" in n and n.endswith("weight")} == within, "nothing that cannot go"
     assert any("conv" in n for n in changed) is (name == "group_norm")
+
+
+def test_slimming_ranks_the_scales_of_all_layers_together():
+    """Liu et al. 2017: the small scales of a layer that has no other go before those of a layer of large ones."""
+    torch.manual_seed(0)
+    net, image = psp.create_model("resnet20").eval(), torch.randn(1, 3, 32, 32)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    nn.init.uniform_(net.layer1[1].bn1.weight, 0.010, 0.011)
+    peers.remove(peers.make_pruner("slimming", net, image, 1e-4), net, image, 1.05)
+    assert net.layer1[1].conv1.out_channels < 16
+    others = [b.conv1.out_channels for s in (net.layer1, net.layer2, net.layer3) for b in s if b is not net.layer1[1]]
+    assert others == [16, 16, 32, 32, 32, 64, 64, 64]
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_from_the_command_line_to_a_row_of_the_table(tmp_path):
+    path = tmp_path / "slimming.json"
+    command = f"{path} --pruner slimming --reduction 2 --dataset digits --epochs 3 --batch-size 16 --holdout 64"
+    peers.main([*command.split(), "--prune-at", "0.4", "--checkpoints", str(tmp_path)])
+    record = read_peer(path)
+    assert record["prune_at"] == pytest.approx(1 / 3)
+    assert [point["epoch"] for point in record["curve"]] == [1, 2, 3]
+    image = torch.zeros(1, 3, 32, 32)
+    left = psp.cost(fold_batchnorm(peers.narrowed(record)), image)
+    assert psp.cost(psp.create_model("resnet20"), image).macs / left.macs == record["mac_reduction"] >= 2
+    assert peer_rows({"slimming": record})["parameters"].tolist() == [left.params]
+    assert len(searched_table({"slimming": record})) == 1
+    with pytest.raises(SystemExit):
+        peers.main([*command.split(), "--checkpoints", str(tmp_path)])
+    assert read_peer(path) == record, "nothing is trained over a record"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--prune-at 0.96", "--prune-at leaves 12 of 12 epochs before the removal"),
+        ("--prune-at 0.02", "--prune-at leaves 0 of 12 epochs before the removal"),
+        ("--reduction 0.5", "--reduction is by how much costs are divided, more than 1, got 0.5"),
+    ],
+)
+def test_what_would_prune_nothing_is_refused(arguments, message, tmp_path, capsys):
+    command = f"{tmp_path / 'a.json'} --pruner slimming --reduction 4 {arguments}"
+    with pytest.raises(SystemExit):
+        peers.main(command.split())
+    assert message in capsys.readouterr().err
+
+
+def test_more_than_can_be_removed_is_refused_before_it_is_trained():
+    with pytest.raises(SystemExit, match="the costs are not yet down by 1000"):
+        peers.train(RunConfig(method="baseline"), "slimming", 1e-4, 1, 1000, "unused")
 
 
 def test_what_a_pruner_left_is_made_again_from_its_shapes():

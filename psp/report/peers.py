@@ -14,11 +14,15 @@ PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
 
 def read_peers(folder):
     """{name: record} of the records of benchmarks/peers.py in a folder. Raises ConfigError for one that is damaged."""
-    records = {path.stem: read_json(path, DAMAGED) for path in sorted(folder.glob("*.json"))}
-    for name, record in records.items():
-        if not is_sealed(record):
-            raise ConfigError(f"{folder / name}.json is damaged: it does not fit its {SEAL}; {DAMAGED}")
-    return records
+    return {path.stem: read_peer(path) for path in sorted(folder.glob("*.json"))}
+
+
+def read_peer(path):
+    """One of them."""
+    record = read_json(path, DAMAGED)
+    if not is_sealed(record):
+        raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; {DAMAGED}")
+    return record
 
 
 def peer_rows(records):
