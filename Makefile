@@ -19,6 +19,7 @@ help:
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
 repro: $(BIN)/.ready
+	@test -f $(PIPELINE) || { echo "error: no $(PIPELINE): profile $(PROFILE) has no stages; docs/running.md says how its runs are trained"; exit 1; }
 	$(BIN)/python -m psp.pipeline ahead $(PROFILE)
 	$(BIN)/dvc repro --keep-going $(PIPELINE)
 	@echo "Figures: results/$(PROFILE)/figures; tables: results/$(PROFILE)/tables; of the sections cifar and ilsvrc beside these."

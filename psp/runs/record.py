@@ -72,4 +72,5 @@ def read_record(path):
     unsealed = record["schema"] == UNSEALED and SEAL not in record
     if not unsealed and not is_sealed(record):
         raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; restore it by git, or train the run again")
+    record["config"].setdefault("place", "weight")  # where all α stood before there was a choice
     return record

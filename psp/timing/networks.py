@@ -64,7 +64,7 @@ def left_by(record):
 
     Its batch normalization is folded, its weights are random: what a network costs and how fast it is, masks decide.
     """
-    config = RunConfig.of({"place": "weight", **record["config"]})  # where α stood before records said so
+    config = RunConfig.of(record["config"])
     network = trained_masks(config, classes_of(record["data"]), record)
     if config.method == "baseline":
         return fold_batchnorm(network)

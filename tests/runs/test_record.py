@@ -62,6 +62,12 @@ def test_the_histogram_of_a_hand_made_alpha():
     assert alpha_counts(net) == [both.get(bin, 0) for bin in range(70)]
 
 
+def test_records_from_before_the_choice_of_a_place_have_alpha_on_weights():
+    path = ROOT / "results" / "trials" / "channel-2e-3-3-epochs.json"
+    assert "place" not in json.loads(path.read_text())["config"]
+    assert RunConfig.of(read_record(path)["config"]).place == "weight"
+
+
 def test_a_record_is_read_as_it_was_made(record, path, content):
     path.write_bytes(content)
     assert read_record(path) == record

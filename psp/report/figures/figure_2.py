@@ -33,8 +33,12 @@ def figure_2(records, title):
             panel.axvline(math.log10(config["threshold"]), color="black", linestyle="--", linewidth=1)
     axes[0, 0].set_ylabel("structures, by epoch")
     axes[1, 0].set_ylabel("layer")
-    figure.colorbar(image, ax=axes[1].tolist(), label="share of the layer's structures")
-    figure.suptitle(f"Figure 2, structure parameters — {title}\ndashed: the threshold ε", fontsize=12)
+    figure.colorbar(image, ax=axes[1].tolist(), label="share of the layer's structures", extend="max")
+    figure.suptitle(
+        f"Figure 2, structure parameters — {title}\n"
+        f"dashed: the threshold ε; |α| below {10 ** DECADES[0]:g} are counted at the left edge; each curve is scaled",
+        fontsize=12,
+    )
     return figure
 
 

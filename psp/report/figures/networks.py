@@ -31,7 +31,7 @@ def networks_figure(table, title):
     handles = {
         label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
     return figure
 
@@ -47,7 +47,7 @@ def _draw(axes, rows, x):
         axes.errorbar(row[x], row["top1_error_pct"], yerr=spread, **style, capsize=4, linestyle="none", label=label)
         if not dense:
             pruned, place = f"{row['structures_pruned_pct']:.0f} %", (row[x], row["top1_error_pct"])
-            axes.annotate(pruned, place, (8, 6), textcoords="offset points", fontsize=9)
+            axes.annotate(pruned, place, (8, 6), textcoords="offset points", fontsize=9, color=color)
     axes.margins(0.12)
 
 

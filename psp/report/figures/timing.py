@@ -8,7 +8,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from psp.method.structures import ALPHA_SHAPE
 from psp.report.timing_tables import fastest
 
-STRUCTURE_COLORS = dict(zip(ALPHA_SHAPE, sns.color_palette("colorblind", len(ALPHA_SHAPE)).as_hex(), strict=True))
+PALETTE = sns.color_palette("colorblind").as_hex()
+# The palette's blue for layers, as its brown is hard to tell from the orange of columns.
+STRUCTURE_COLORS = {name: PALETTE[k] for name, k in zip(ALPHA_SHAPE, (7, 1, 2, 3, 4, 0), strict=True)}
 MARKERS = {"random": "o", "trained": "*"}
 
 
@@ -61,15 +63,15 @@ def _draw(axes, rows, x, structure):
 
 
 def roofline(record, batch, title):
-    """GFLOP/s over FLOP/byte of every network's fastest variant a precision; the lines are what the device can do."""
+    """GFLOP/s over FLOP/byte of every network's fastest variant a precision.
+
+    The lines are what a large copy and a large matrix product reach on the device; other code may beat the latter.
+    """
     limits = record["limits"]
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(8.5, 5.5), layout="constrained")
         axes = figure.subplots()
-    intensity = np.logspace(-1, 3.5, 100)
-    for precision, flops in limits["flops"].items():
-        roof = np.minimum(flops, intensity * limits["bytes_per_s"]) / 1e9
-        axes.plot(intensity, roof, color="black", linestyle="-" if precision == "float32" else ":", label=precision)
+    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must move", ylabel="GFLOP/s")
     for network in record["networks"]:
         for precision, size in (("float32", 4), ("bfloat16", 2)):
             for name, face in (("dense", "white"), ("extracted", STRUCTURE_COLORS[network["structure"]])):
@@ -80,9 +82,12 @@ def roofline(record, batch, title):
                     edge = STRUCTURE_COLORS[network["structure"]]
                     marker = "o" if precision == "float32" else "^"
                     axes.plot(*point, marker=marker, markerfacecolor=face, markeredgecolor=edge, linestyle="none")
+    intensity = np.geomspace(axes.get_xlim()[0] / 4, 4 * axes.get_xlim()[1], 100)
+    for precision, flops in limits["flops"].items():
+        roof, line = np.minimum(flops, intensity * limits["bytes_per_s"]) / 1e9, "-" if precision == "float32" else ":"
+        axes.plot(intensity, roof, color="black", linestyle=line, label=f"copy and product of {precision}, measured")
     for structure in {n["structure"]: None for n in record["networks"]}:
         axes.plot([], [], marker="o", color=STRUCTURE_COLORS[structure], linestyle="none", label=structure)
-    axes.set(xscale="log", yscale="log", xlabel="FLOP per byte that must move", ylabel="GFLOP/s")
     axes.legend(fontsize=9)
     figure.suptitle(
         f"Roofline, batch {batch} — {title}\nhollow: dense; circles: float32, triangles: bfloat16", fontsize=12
