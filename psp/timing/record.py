@@ -81,11 +81,23 @@ def timing_record(networks, settings, device):
 
 
 def read_timing(profile, kind):
-    """The timing record of a profile on a "cpu" or "cuda". Raises ConfigError where there is none or a damaged one."""
+    """The timing record of a profile on a "cpu" or "cuda".
+
+    Raises ConfigError where there is none, a damaged one, or one of other masks than those of the profile's runs.
+    """
     path, remedy = profile.timing_path(kind), f"run: python -m psp.pipeline timing {profile.name}"
     if not path.is_file():
         raise ConfigError(f"no timing record {path}; {remedy}")
-    return read_json(path, remedy)
+    record = read_json(path, remedy)
+    if changed := trained_anew(record, profile):
+        raise ConfigError(f"{path} has times of earlier masks of {', '.join(changed)}; {remedy}")
+    return record
+
+
+def trained_anew(record, profile):
+    """The runs whose masks are others now than when they were timed."""
+    timed = {n["name"]: n["masks_sha256"] for n in record.get("networks", ()) if n["masks"] == "trained"}
+    return [run for run, sha in timed.items() if masks_sha256(read_record(profile.record_path(run))) != sha]
 
 
 def without_gpu(earlier, profile):
@@ -94,10 +106,9 @@ def without_gpu(earlier, profile):
     `earlier` is the record that is there, or an empty one. One measured on a GPU elsewhere stays as long as it is of
     the same settings and masks; otherwise there are no GPU times.
     """
-    if earlier and "networks" in earlier and earlier["settings"] == profile.timing.as_dict():
-        trained = {n["name"]: n["masks_sha256"] for n in earlier["networks"] if n["masks"] == "trained"}
-        if all(masks_sha256(read_record(profile.record_path(run))) == sha for run, sha in trained.items()):
-            return earlier
+    timed = "networks" in earlier and earlier["settings"] == profile.timing.as_dict()
+    if timed and not trained_anew(earlier, profile):
+        return earlier
     return {"schema": SCHEMA, "kind": "cuda", "unavailable": NO_GPU}
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
+from psp.files import write_json
 from psp.pipeline.commands import write_timing
 from psp.pipeline.profiles import Profile, load_profile, with_sections
 from psp.report.timing_tables import machines_table, speed_ups, summary_table
@@ -401,6 +402,19 @@ def test_a_timing_record_that_is_missing_or_damaged_is_named_with_the_remedy(tmp
         read_timing(profile, "cpu")
 
 
+def test_times_of_earlier_masks_are_refused(monkeypatch, tmp_path):
+    masks = {"masks": {"a": {"shape": [1], "bits": "gA=="}}}
+    monkeypatch.setattr("psp.timing.record.read_record", lambda _: masks)
+    monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
+    profile = Profile("p", {"r": None})
+    network = {"name": "r", "masks": "trained", "masks_sha256": masks_sha256(masks)}
+    write_json({"networks": [network, {"name": "random", "masks": "random"}]}, profile.timing_path("cpu"))
+    assert read_timing(profile, "cpu")["networks"][0] == network
+    write_json({"networks": [network | {"masks_sha256": "earlier"}]}, profile.timing_path("cpu"))
+    with pytest.raises(ConfigError, match=r"has times of earlier masks of r; run: python -m psp\.pipeline timing p$"):
+        read_timing(profile, "cpu")
+
+
 def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatch):
     masks = {"masks": {"a": {"shape": [1], "bits": "gA=="}}}
     monkeypatch.setattr("psp.timing.record.read_record", lambda _: masks)
@@ -411,7 +425,7 @@ def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatc
     }
     assert without_gpu(earlier, profile) is earlier
     nothing = {"schema": 2, "kind": "cuda", "unavailable": NO_GPU}
-    assert without_gpu(None, profile) == without_gpu(nothing, profile) == nothing
+    assert without_gpu({}, profile) == without_gpu(nothing, profile) == nothing
     assert without_gpu(earlier | {"settings": {}}, profile) == nothing
     masks["masks"]["a"]["bits"] = "AA=="
     assert without_gpu(earlier, profile) == nothing
