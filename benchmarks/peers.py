@@ -33,7 +33,7 @@ from psp.training.evaluate import errors_pct
 from psp.training.fast import Network, deterministic
 from psp.training.train import chosen, make_optimizer, one_epoch, start, steps_per_epoch
 
-STEPS = 400  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
+STEPS = 200  # in which a pruner goes from nothing to all of the channels; it is stopped on the way
 MOST = 0.95  # of the channels of one layer
 # What a layer knows of the shape of its weights.
 SIZES = {

@@ -139,6 +139,16 @@ def test_what_is_said_of_two_methods_is_of_these_and_has_their_sign(folder, text
     assert said or "Figure 3" not in text.splitlines()[0]
 
 
+def test_what_is_said_at_the_top_of_the_results_is_said_with_its_table_below():
+    text = re.sub(r"[ \n]+", " ", (ROOT / "results/README.md").read_text(encoding="utf-8"))
+    top, *below = re.split(r" ## ", text)
+    assert set(MEAN.findall(top)) | set(NUMBER.findall(top))
+    for mean, spread, _ in MEAN.findall(top):
+        assert any(f"{mean} ± {spread}" in section for section in below), f"{mean} ± {spread} at the top alone"
+    for number in NUMBER.findall(top):
+        assert any(number in NUMBER.findall(section) for section in below), f"{number} at the top alone"
+
+
 def test_a_number_with_the_other_sign_is_found():
     (one, other) = said_of_orders(
         "Weight decay\nagainst the norm: 0.58 ± 0.87 in its favour and 0.43 ± 0.97 points against it."
