@@ -1,12 +1,10 @@
-"""What structure parameters cost a training step: python benchmarks/overhead.py [--model resnet56] [--steps 12]
+"""What structure parameters cost a training step: python benchmarks/overhead.py [--model resnet56]
 
-Steps of the dense network and of the parameterized one alternate in one process, on the same random images;
-printed are the medians, the interquartile ranges and the ratio of the medians.
+Steps of the dense network and of the parameterized ones take turns in one process, on the same random images; printed
+are the medians, the quartiles and the ratio of the medians.
 """
 
 import argparse
-import statistics
-import time
 
 import torch
 from torch.nn import functional as F
@@ -14,9 +12,9 @@ from torch.nn import functional as F
 import psp
 from psp.method.structures import ALPHA_SHAPE
 from psp.runs.provenance import device_name, git_commit
+from psp.timing.measure import alternate
 
 BATCH = 128
-WARMUP = 3
 
 
 def make_step(model, device):
@@ -31,43 +29,24 @@ def make_step(model, device):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     return step
 
 
-def alternate(steps, rounds):
-    """{name: seconds of every round after the warm-up}, the steps taking turns."""
-    seconds = {name: [] for name in steps}
-    for _ in range(WARMUP + rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    return {name: times[WARMUP:] for name, times in seconds.items()}
-
-
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="resnet56")
-    parser.add_argument("--steps", type=int, default=12, help="timed steps of each network")
-    options = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    skip = ("conv1", "fc")
+    options = parser.parse_args(arguments)
+    device, threads = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
     steps = {"dense": make_step(psp.create_model(options.model), device)}
     for structure in [s for s in ALPHA_SHAPE if s != "layer"]:
-        model = psp.parameterize(psp.create_model(options.model), structure, skip=skip)
+        model = psp.parameterize(psp.create_model(options.model), structure, skip=("conv1", "fc"))
         steps[structure] = make_step(model, device)
-    seconds = alternate(steps, options.steps)
-    print(
-        f"{options.model}, batch {BATCH}, float32, {device_name(device)}, {torch.get_num_threads()} threads;", end=" "
-    )
-    print(f"commit {git_commit()}")
-    dense = statistics.median(seconds["dense"])
-    for name, times in seconds.items():
-        low, median, high = statistics.quantiles(times, n=4)
-        print(f"{name:>8}: {1e3 * median:7.1f} ms ({1e3 * low:.1f}–{1e3 * high:.1f}), {median / dense:.3f} × dense")
+    times = alternate(steps, device, threads)
+    print(f"{options.model}, batch {BATCH}, float32, {device_name(device)}, {threads} threads; commit {git_commit()}")
+    for name, (median, low, high) in times.items():
+        ratio = median / times["dense"].median_s
+        print(f"{name:>13}: {1e3 * median:7.1f} ms ({1e3 * low:.1f}–{1e3 * high:.1f}), {ratio:.3f} × dense")
 
 
 if __name__ == "__main__":
