@@ -8,7 +8,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIPELINE = $(if $(filter demo,$(PROFILE)),dvc.yaml,profiles/$(PROFILE)/dvc.yaml)
 
-.PHONY: help repro test notebooks benchmarks lock clean
+.PHONY: help repro has_stages test notebooks benchmarks lock clean
 
 help:
 	@echo "make repro [PROFILE=demo]  run the pipeline of a profile: demo, laptop or paper"
@@ -18,11 +18,13 @@ help:
 	@echo "make lock                  pin the dependencies of pyproject.toml in requirements.txt"
 	@echo "make clean                 remove the environment and the caches, nothing else"
 
-repro: $(BIN)/.ready
-	@test -f $(PIPELINE) || { echo "error: no $(PIPELINE): profile $(PROFILE) has no stages; docs/running.md says how its runs are trained"; exit 1; }
+repro: has_stages $(BIN)/.ready
 	$(BIN)/python -m psp.pipeline ahead $(PROFILE)
 	$(BIN)/dvc repro --keep-going $(PIPELINE)
 	@echo "Figures: results/$(PROFILE)/figures; tables: results/$(PROFILE)/tables; of the sections cifar and ilsvrc beside these."
+
+has_stages:
+	@test -f $(PIPELINE) || { echo "error: no $(PIPELINE); profiles with stages are demo, laptop and paper (docs/running.md has the others)"; exit 1; }
 
 # A process for each core, one thread in each: several threads in several processes wait for one another.
 test: $(BIN)/.ready

@@ -122,7 +122,7 @@ def _order_claim(runs, better, worse, level, tested):
         text += f" ({len(margins)} of {seeds} seeds)"
     verdict = order_verdict(margins, ERROR_TOLERANCE) if tested else NOT_TESTED
     if tested and 0 < len(margins) < seeds:  # which ones reach a sparsity is part of what comes out
-        verdict = f"undecided: {len(margins)} of {seeds} seeds reach this sparsity"
+        verdict = f"undecided: {len(margins)} of {seeds} seeds have both at this sparsity"
     return (claim, _pair(theirs), text, f"{ERROR_TOLERANCE} points", verdict)
 
 

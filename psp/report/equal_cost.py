@@ -6,6 +6,8 @@ known after a run, so that the error at a given reduction is interpolated, withi
 runs of a method.
 """
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 
@@ -17,11 +19,15 @@ from psp.report.tables import SERIES, above_dense, check_seeds, setting, structu
 from psp.timing.networks import cost_left
 
 BUDGET = ("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "holdout")
-REDUCTIONS = (2, 4, 6)  # at which the series of Figure 3 are compared
+REDUCTIONS = (3, 4, 6)  # at which the series of Figure 3 are compared
+# By this factor a method's first pruned run may lie beyond a reduction, which is then between the dense network and it.
+NEAR = 1.1
 
 
 def check_budget(records):
     """Raise ConfigError unless all records, {name: record}, are of one network, data set and schedule."""
+    if not records:
+        raise ConfigError("there are no records to compare")
     (first, reference), *others = ((name, record["config"]) for name, record in records.items())
     for name, config in others:
         for key in BUDGET:
@@ -34,21 +40,28 @@ def check_budget(records):
 def run_rows(records):
     """A table for `at_equal_cost` of run records, {run: record}, in a fifth of a second each.
 
-    `setting` is the sparsity or λ over which a method's curve is drawn, `beside` what its runs have besides;
-    `parameters` and `mac_reduction` are of what `psp.extract` leaves, as `psp.timing.networks.cost_left` says.
+    `setting` is the sparsity or λ that varies from run to run of a method; runs that also differ in ε, or in when the
+    norm prunes, are of several methods, and called so. `parameters` and `mac_reduction` are of what `psp.extract`
+    leaves, as `psp.timing.networks.cost_left` says.
     """
-    return pd.DataFrame([_run_row(run, record) for run, record in records.items()])
+    return told_apart(pd.DataFrame([_run_row(run, record) for run, record in records.items()]))
+
+
+def told_apart(rows):
+    """`rows` without their column `fixed`, which is part of a method's name where its runs have several."""
+    several = rows.groupby("method")["fixed"].transform("nunique") > 1
+    names = rows["method"].where(~several, rows["method"] + ", " + rows["fixed"])
+    return rows.assign(method=names).drop(columns="fixed")
 
 
 def _run_row(run, record):
-    config = record["config"]
-    beside = f"ε = {config['threshold']:g}" if config["method"] in THRESHOLDED else ""
-    beside = f"pruning at {config['prune_at']:g}" if config["method"] == "l1_norm" else beside
-    left = cost_left(record)
+    config, left = record["config"], cost_left(record)
+    fixed = f"ε = {config['threshold']:g}" if config["method"] in THRESHOLDED else ""
+    fixed = f"pruning at {config['prune_at']:g}" if config["method"] == "l1_norm" else fixed
     return {
         "run": run,
         "method": DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {structure_of(config)}",
-        "beside": beside,
+        "fixed": fixed,
         "setting": setting(config),
         "seed": config["seed"],
         "mac_reduction": left.mac_reduction,
@@ -67,30 +80,27 @@ def at_equal_cost(rows, reductions):
     """One row for each method, seed and reduction of MACs: error, points above the dense network's, parameters.
 
     `rows` are a table of `run_rows` and of `psp.report.peers.peer_rows`. All of it is interpolated over the logarithm
-    of `mac_reduction` between the runs of a method and seed, the dense one among them; a method whose runs of a seed do
-    not reach a reduction has no row of that seed there. Raises ConfigError for two runs of a method with one setting
-    and seed, and for a method with runs of several settings beside λ or the sparsity, which are no one curve.
+    of `mac_reduction` between the runs of a method and seed, before which the dense network stands. A method whose runs
+    of a seed do not reach a reduction, or begin beyond it by more than `NEAR`, has no row of that seed there. Raises
+    ConfigError for two runs of a method with one setting and seed.
     """
     check_seeds(rows, ["method", "setting"])
-    for method, own in rows.groupby("method", sort=False)["beside"]:
-        if own.nunique() > 1:
-            raise ConfigError(f"{method} has runs of {' and '.join(own.unique())}: leave all but one out")
-    dense = rows[rows["method"] == DENSE]
-    found = []
+    dense, found = rows[rows["method"] == DENSE], []
     for (method, seed), own in rows[rows["method"] != DENSE].groupby(["method", "seed"], sort=False):
         base = dense[dense["seed"] == seed]
-        curve = pd.concat([base, own]).sort_values("mac_reduction")
-        for reduction in reductions:
-            if len(base) and reduction <= curve["mac_reduction"].max():
-                error, parameters = (_at(curve, column, reduction) for column in ("test_error_pct", "parameters"))
-                above = error - base["test_error_pct"].item()
-                found.append((method, seed, reduction, error, above, parameters))
+        first, last = own["mac_reduction"].min(), own["mac_reduction"].max()
+        for reduction in (r for r in reductions if len(base) and first / NEAR <= r <= last):
+            error, parameters = (at_reduction([base, own], c, reduction) for c in ("test_error_pct", "parameters"))
+            found.append((method, seed, reduction, error, error - base["test_error_pct"].item(), parameters))
     columns = ["method", "seed", "mac_reduction", "test_error_pct", "above_dense", "parameters"]
     return pd.DataFrame(found, columns=columns)
 
 
-def _at(curve, column, reduction):
-    return float(np.interp(np.log(reduction), np.log(curve["mac_reduction"]), curve[column]))
+def at_reduction(tables, column, reduction):
+    """A column of `tables`, joined, over the logarithm of their `mac_reduction`; NaN beyond them."""
+    curve = pd.concat(tables).sort_values("mac_reduction", kind="stable")
+    known = np.log(curve["mac_reduction"]), curve[column]
+    return float(np.interp(np.log(reduction), *known, left=np.nan, right=np.nan))
 
 
 def equal_cost_table(equal):
@@ -105,19 +115,20 @@ def equal_cost_table(equal):
     return table.sort_values(["mac_reduction", "above_dense"], ignore_index=True)
 
 
-def differences(equal, ours):
-    """Points by which `ours`, a method, is below each other one at equal cost, over the seeds that have both.
+def differences(equal):
+    """Points by which one method's error is below another's at equal cost, over the seeds that have both.
 
+    A row for each pair of methods and reduction; of two methods the later one in `equal` is the first of a pair.
     `below_by_sd` is the sample standard deviation over seeds, `half_width` that of the 95 % interval of the mean, by
     Student's t; both are missing where there is one seed.
     """
-    rows = []
+    methods, rows = list(dict.fromkeys(equal["method"]))[::-1], []
     for reduction, table in equal.groupby("mac_reduction"):
-        errors = table.pivot(index="seed", columns="method", values="test_error_pct")
-        for other in errors.columns.drop(ours) if ours in errors else ():
-            margins = (errors[other] - errors[ours]).dropna().to_numpy()
+        errors = table.pivot(index="seed", columns="method", values="test_error_pct").reindex(columns=methods)
+        for one, other in combinations(methods, 2):
+            margins = (errors[other] - errors[one]).dropna().to_numpy()
             if len(margins):
                 spread = (margins.std(ddof=1), half_width(margins)) if len(margins) > 1 else (np.nan, np.nan)
-                rows.append((reduction, f"{ours} against {other}", len(margins), margins.mean(), *spread))
+                rows.append((reduction, f"{one} against {other}", len(margins), margins.mean(), *spread))
     columns = ["mac_reduction", "compared", "seeds", "below_by", "below_by_sd", "half_width"]
     return pd.DataFrame(rows, columns=columns)

@@ -4,7 +4,7 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.files import SEAL, is_sealed, read_json
-from psp.report.equal_cost import check_budget
+from psp.report.equal_cost import check_budget, told_apart
 from psp.report.timing_tables import fastest, variant
 
 DAMAGED = "restore it by git, or make it again by benchmarks/peers.py"
@@ -27,19 +27,20 @@ def read_peer(path):
 
 def peer_rows(records):
     """A table for `psp.report.equal_cost.at_equal_cost` of records of peers, {name: record}."""
-    return pd.DataFrame(
-        {
-            "run": name,
-            "method": PRUNERS[record["pruner"]],
-            "beside": f"regularization {record['regularization']:g}, pruning at {record['prune_at']:g}",
-            "setting": record["reduction"],
-            "seed": record["config"]["seed"],
-            "mac_reduction": record["mac_reduction"],
-            "parameters": record["parameters"],
-            "test_error_pct": record["test_error_pct"],
-        }
-        for name, record in records.items()
-    )
+    return told_apart(pd.DataFrame([_peer_row(name, record) for name, record in records.items()]))
+
+
+def _peer_row(name, record):
+    return {
+        "run": name,
+        "method": PRUNERS[record["pruner"]],
+        "fixed": f"regularization {record['regularization']:g}, pruning at {record['prune_at']:g}",
+        "setting": record["reduction"],
+        "seed": record["config"]["seed"],
+        "mac_reduction": record["mac_reduction"],
+        "parameters": record["parameters"],
+        "test_error_pct": record["test_error_pct"],
+    }
 
 
 def searched_table(records):

@@ -8,6 +8,7 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.method.methods import THRESHOLDED
+from psp.report.equal_cost import at_reduction
 from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
 from psp.runs.config import RunConfig
 
@@ -52,19 +53,11 @@ def against_norm(table, structure):
     curves = dict(list(pd.concat([dense, norm]).groupby([*SCHEDULE, "seed"])))
     trials = table[table["method"].str.startswith("PSP")]
     errors = [
-        _error_at(curves.get(tuple(row[[*SCHEDULE, "seed"]])), row["mac_reduction"]) for _, row in trials.iterrows()
+        at_reduction([curves[key]], "held_out_error_pct", row["mac_reduction"]) if key in curves else np.nan
+        for key, row in ((tuple(row[[*SCHEDULE, "seed"]]), row) for _, row in trials.iterrows())
     ]
     trials = trials.assign(norm_error_pct=np.array(errors, dtype=float))
     return trials.assign(above_norm=trials["held_out_error_pct"] - trials["norm_error_pct"])
-
-
-def _error_at(curve, mac_reduction):
-    """Error at a cost by the trials of `curve`; NaN beyond them, or if there are none."""
-    if curve is None:
-        return np.nan
-    curve = curve.sort_values("mac_reduction")
-    known = np.log(curve["mac_reduction"]), curve["held_out_error_pct"]
-    return np.interp(np.log(mac_reduction), *known, left=np.nan, right=np.nan)
 
 
 def _row(name, record):

@@ -166,7 +166,7 @@ def test_a_seed_without_a_measurement_is_left_out_and_the_row_says_so():
     assert errors_by_seed(runs, ("psp_weight_decay", "psp_fixed_sparsity"), 70.0).shape == (1, 2)
     row = figure_3_claims(runs, PAPER).set_index("claim").loc[WD_FIXED_70]
     assert row["ours"] == "6.42, 7.18 (1 of 2 seeds)"
-    assert row["verdict"] == "undecided: 1 of 2 seeds reach this sparsity"
+    assert row["verdict"] == "undecided: 1 of 2 seeds have both at this sparsity"
 
 
 def test_what_a_profile_cannot_test():

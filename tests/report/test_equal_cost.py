@@ -1,5 +1,7 @@
 """Methods at equal cost, on made-up records whose numbers are easy to interpolate; and what is recorded of peers."""
 
+from itertools import combinations
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,6 +10,7 @@ from scipy import stats
 from psp.errors import ConfigError
 from psp.files import sealed, write_json
 from psp.report.equal_cost import (
+    BUDGET,
     at_equal_cost,
     check_budget,
     differences,
@@ -18,6 +21,7 @@ from psp.report.equal_cost import (
 from psp.report.figures.equal_cost import equal_cost_figure
 from psp.report.paper_tables import DENSE
 from psp.report.peers import latency_table, peer_rows, read_peers, searched_table
+from psp.report.tables import SERIES, write_equal_cost_tables
 from psp.timing.networks import CostLeft
 
 
@@ -28,7 +32,14 @@ def costs(monkeypatch):
 
 
 def run(method, error, seed, reduction=1.0, params=1000, threshold=0.1, decay=0.0):
-    config = {"method": method, "structure": "channel", "seed": seed, "place": "auto", "threshold": threshold}
+    config = {
+        "method": method,
+        "structure": "channel",
+        "seed": seed,
+        "place": "auto",
+        "threshold": threshold,
+        "prune_at": 0.25,
+    }
     config |= {"sparsity": None, "structure_decay": decay or reduction}
     return {"config": config, "test_error_pct": error, "left": CostLeft(params, reduction)}
 
@@ -51,8 +62,8 @@ def named(records):
 
 def rows_of(ours=(), peers=()):
     """One table of runs and peers, named by their numbers."""
-    tables = [run_rows(named(ours)), peer_rows(named(peers))]
-    return pd.concat([table for table in tables if len(table)], ignore_index=True)
+    made = ((run_rows, ours), (peer_rows, peers))
+    return pd.concat([make(named(records)) for make, records in made if records], ignore_index=True)
 
 
 OURS = "PSP (weight decay), channel"
@@ -61,6 +72,7 @@ RUNS = [
     run("baseline", 11.0, 1),
     run("psp_weight_decay", 12.0, 0, 2.0, 600),
     run("psp_weight_decay", 16.0, 0, 8.0, 200),
+    run("psp_weight_decay", 13.0, 1, 2.0, 600),
     run("psp_weight_decay", 15.0, 1, 4.0, 400),
 ]
 PEERS = [peer(13.0, 0, 2.0), peer(14.0, 1, 2.0), peer(17.0, 1, 4.0)]
@@ -80,6 +92,19 @@ def test_errors_at_equal_cost_lie_between_the_runs_of_a_seed(rows):
     assert found["above_dense"].to_dict() == pytest.approx({key: e - 10.0 - key[1] for key, e in errors.items()})
 
 
+def test_a_method_that_begins_beyond_a_reduction_has_no_row_there_but_if_it_is_near():
+    """Between the dense network and a run at 2.1 times, 2 is log(2) / log(2.1) of the way; at 2.3 it is too far."""
+    rows = rows_of([RUNS[0], run("psp_l1", 12.1, 0, 2.1), run("l1_norm", 13.0, 0, 2.3), run("l1_norm", 14.0, 0, 2.5)])
+    (found,) = at_equal_cost(rows, (2, 3)).itertuples(index=False)
+    assert found.method == "PSP (ℓ1 regularization), channel"
+    assert found.above_dense == pytest.approx(2.1 * np.log(2) / np.log(2.1))
+
+
+def test_a_run_that_prunes_nothing_is_no_other_network_than_the_dense_one():
+    rows = rows_of([RUNS[0], run("psp_l1", 10.5, 0, 1.0), run("psp_l1", 12.0, 0, 4.0)])
+    assert at_equal_cost(rows, (2,))["test_error_pct"].tolist() == pytest.approx([11.25])
+
+
 def test_means_over_seeds_best_first(rows):
     table = equal_cost_table(at_equal_cost(rows, (2, 4)))
     assert table["method"].tolist() == [OURS, "network slimming"] * 2
@@ -90,15 +115,32 @@ def test_means_over_seeds_best_first(rows):
 
 def test_differences_are_of_common_seeds_with_students_interval():
     rows = rows_of([*RUNS, run("baseline", 12.0, 2)], [peer(13.5, 0, 2.0), *PEERS[1:], peer(20.0, 2, 2.0)])
-    at_two, at_four = differences(at_equal_cost(rows, (2, 4)), OURS).itertuples(index=False)
-    assert at_two.compared == f"{OURS} against network slimming"
-    assert (at_two.seeds, at_two.below_by) == (2, pytest.approx(1.25))
+    at_two, at_four = differences(at_equal_cost(rows, (2, 4))).itertuples(index=False)
+    assert at_two.compared == f"network slimming against {OURS}"
+    assert (at_two.seeds, at_two.below_by) == (2, pytest.approx(-1.25))
     assert at_two.below_by_sd == pytest.approx(np.std([1.5, 1.0], ddof=1))
     assert at_two.half_width == pytest.approx(stats.t.ppf(0.975, 1) * np.std([1.5, 1.0], ddof=1) / 2**0.5)
-    assert (at_four.seeds, at_four.below_by) == (1, pytest.approx(2.0))
+    assert (at_four.seeds, at_four.below_by) == (1, pytest.approx(-2.0))
     assert np.isnan(at_four.half_width)
-    assert differences(at_equal_cost(rows, (2, 4)), "another").empty
-    assert differences(at_equal_cost(rows, (99,)), OURS).empty
+
+
+def test_where_nothing_reaches_a_reduction_tables_and_figure_are_empty(rows, tmp_path):
+    equal = at_equal_cost(rows, (99,))
+    costs, compared = equal_cost_table(equal).round(2), differences(equal).round(2)
+    assert costs.empty
+    assert compared.empty
+    write_equal_cost_tables(costs, compared, tmp_path, "a title")
+    assert (tmp_path / "figure_3_cost.csv").read_text().startswith("mac_reduction,method,seeds,")
+    (axes,) = equal_cost_figure(with_points_above(rows[rows["method"] == DENSE]), (2,), "a title").axes
+    assert not axes.containers
+
+
+def test_all_pairs_of_methods_are_compared_the_later_one_first():
+    made = [run(method, 10.0 + k, 0, 4.0) for k, method in enumerate(("l1_norm", "psp_l1", "psp_weight_decay"))]
+    table = differences(at_equal_cost(rows_of([RUNS[0], *made]), (4,)))
+    names = [f"{SERIES[method]}, channel" for method in ("psp_weight_decay", "psp_l1", "l1_norm")]
+    assert table["compared"].tolist() == [f"{a} against {b}" for a, b in combinations(names, 2)]
+    assert table["below_by"].tolist() == pytest.approx([-1.0, -2.0, -1.0])
 
 
 def searched(made, **changes):
@@ -110,9 +152,6 @@ def searched(made, **changes):
         | changes
         for pruner, decay, error in made
     }
-
-
-BUDGET = ("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "holdout")
 
 
 def test_the_search_shows_the_best_decay_of_each_pruner_first():
@@ -167,15 +206,20 @@ def test_a_network_is_as_fast_as_its_fastest_variant():
 
 
 def test_the_figure_has_a_mark_for_each_setting_and_a_bar_for_its_seeds(rows):
-    rows = rows_of([*RUNS, run("psp_weight_decay", 14.0, 1, 2.0, 600)], PEERS)
+    rows = rows.assign(test_error_pct=rows["test_error_pct"].replace({12.0: 13.0}))
     (axes,) = equal_cost_figure(with_points_above(rows), (2, 4), "a title").axes
     drawn = {container.get_label(): container.lines for container in axes.containers}
     assert list(drawn) == [OURS, "network slimming"]
     marks, _, (bars,) = drawn[OURS]
     assert marks.get_xydata() == pytest.approx(np.array([[2.0, 2.5], [4.0, 4.0], [8.0, 6.0]]))
-    heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
-    assert heights == pytest.approx([2 * np.std([2.0, 3.0], ddof=1), 0.0, 0.0])
+    heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)]
+    assert heights == pytest.approx([2 * np.std([2.0, 3.0], ddof=1)]), "of the setting that has two seeds"
     assert axes.get_title() == "a title"
+
+
+def test_nothing_is_no_comparison():
+    with pytest.raises(ConfigError, match="no records to compare"):
+        check_budget({})
 
 
 def test_what_is_compared_has_one_budget():
@@ -187,15 +231,21 @@ def test_what_is_compared_has_one_budget():
         check_budget(records)
 
 
-def test_runs_of_several_settings_are_no_one_curve():
-    """λ is what a curve is drawn over; ε, or a pruner's decay, is not."""
+def test_runs_that_differ_in_more_than_what_varies_along_a_curve_are_several_methods():
+    """λ does; ε, or a pruner's decay, does not."""
     other = run("psp_weight_decay", 14.0, 0, 4.0, threshold=0.3)
-    with pytest.raises(ConfigError, match=r"PSP \(weight decay\), channel has runs of ε = 0\.1 and ε = 0\.3"):
-        at_equal_cost(rows_of([*RUNS, other]), (2,))
+    peers = [*PEERS, PEERS[2] | {"regularization": 1e-3}]
+    assert list(dict.fromkeys(rows_of([*RUNS, other], peers)["method"])) == [
+        DENSE,
+        f"{OURS}, ε = 0.1",
+        f"{OURS}, ε = 0.3",
+        "network slimming, regularization 0.0001, pruning at 0.5",
+        "network slimming, regularization 0.001, pruning at 0.5",
+    ]
 
 
 def test_two_runs_of_one_setting_and_seed_are_an_error():
-    with pytest.raises(ConfigError, match="runs 2, 5 differ by neither"):
+    with pytest.raises(ConfigError, match="runs 2, 6 differ by neither"):
         at_equal_cost(rows_of([*RUNS, RUNS[2]]), (2,))
 
 

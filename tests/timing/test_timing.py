@@ -22,7 +22,7 @@ from psp.runs.record import read_record
 from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, cpu_block, quartiles
 from psp.timing.networks import cost_left, left_by, lively, masks_sha256, networks, random_masks, trained_masks
-from psp.timing.record import DenseNetworks, make_variants, read_timing, timing_record, without_gpu
+from psp.timing.record import DenseNetworks, make_variants, read_timing, timing_record, with_dense, without_gpu
 from psp.timing.settings import BACKENDS, NO_GPU, PRECISIONS, TimingConfig
 from psp.timing.variants import has_compiler, make_variant, outputs, unavailable
 from psp.timing.work import CALLS, REPEATS, _best, measure_limits, nonzero_macs, work
@@ -135,6 +135,7 @@ def test_a_variant_that_fails_leaves_the_others_their_times(monkeypatch):
     def fails(*_):
         raise OSError("no such header\nin file x")
 
+    monkeypatch.setattr("psp.timing.variants.has_compiler", lambda: True)
     monkeypatch.setattr("psp.timing.variants._compiled", fails)
     monkeypatch.setattr("psp.timing.variants._lanes", lambda *_: fails)
     settings = {"backends": ["compile", "eager", "lanes"], "precisions": ["float32"]}
@@ -181,6 +182,14 @@ def test_the_dense_network_is_timed_in_every_variant_of_the_extracted_one():
     }
     assert variants["dense"] == variants["extracted"] == {"eager", "lanes"}
     assert network["unavailable"] == network["dense_unavailable"] == []
+
+
+def test_a_variant_that_the_dense_network_has_not_is_not_timed():
+    one, other = ("eager", "float32"), ("lanes", "float32")
+    kept, without = with_dense({one: 1, other: 2}, {one: 3, ("compile", "float32"): 4}, 64)
+    assert kept == {one: 1}
+    reason = "the dense network is not to be had in it"
+    assert without == [{"batch": 64, "backend": "lanes", "precision": "float32", "reason": reason}]
 
 
 def test_networks_with_other_classes_are_compared_with_a_dense_network_of_their_own(monkeypatch):

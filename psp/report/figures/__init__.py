@@ -6,6 +6,7 @@ import seaborn as sns
 from psp.report.tables import SERIES
 
 COLORS = dict(zip(SERIES, ["#555555", *sns.color_palette("colorblind", 4).as_hex()], strict=True))
+MARKERS = dict(zip(SERIES, "Ds^vo", strict=True))
 # Text in an SVG as text, and the same file for the same numbers: no date (see `save_figure`), no random ids.
 matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "psp"})
 

@@ -5,10 +5,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from psp.report.claims import PAPER_LARGEST_SPARSITY
-from psp.report.figures import COLORS
+from psp.report.figures import COLORS, MARKERS
 from psp.report.tables import SERIES
-
-MARKERS = dict(zip(SERIES, "Ds^vo", strict=True))
 
 
 def figure_3(points, reference, title):
