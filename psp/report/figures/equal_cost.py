@@ -39,7 +39,7 @@ def equal_cost_figure(rows, reductions, title):
     for reduction in reductions:
         axes.axvline(reduction, color="gray", linestyle="--", linewidth=1, zorder=0)
     axes.set(xscale="log", xlabel="reduction of multiply-accumulates after extraction", xlim=(1, None))
-    axes.set(ylabel="points of test error above the dense network")
+    axes.set(ylabel="points of error above the dense network")
     axes.xaxis.set_major_locator(FixedLocator(TICKS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
     axes.xaxis.set_minor_locator(NullLocator())
