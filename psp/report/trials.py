@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from psp.errors import ConfigError
+from psp.files import read_json
 from psp.method.methods import THRESHOLDED
 from psp.report.equal_cost import at_reduction
 from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
@@ -15,6 +16,17 @@ from psp.runs.config import RunConfig
 TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
 SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
 COST = 3.0  # points of held-out error that pruning may cost; fixed before the trials
+
+
+def read_trials(folder):
+    """{name: record} of the trials in a folder, of whatever schema: what is read of them has been in all.
+
+    Raises ConfigError for a file that is no record.
+    """
+    records = {path.stem: read_json(path, "restore it by git") for path in sorted(folder.glob("*.json"))}
+    for record in records.values():
+        record["config"].setdefault("place", "weight")  # as psp.runs.record
+    return records
 
 
 def trials_table(records):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from psp.pipeline.profiles import ROOT
-from psp.report.trials import trials_table
+from psp.report.trials import read_trials, trials_table
 
 PAGES = {"results/README.md": None, "README.md": "on real images"}
 LINK = re.compile(r"\]\(([^)#]+)\)")
@@ -43,8 +43,8 @@ def rows(paths):
         if path.suffix == ".md" and "tables" in path.parts:
             path = path.with_suffix(".csv")
         if path.name == "choices.ipynb":
-            trials = {p.stem: json.loads(p.read_text()) for p in (ROOT / "results" / "trials").glob("*.json")}
-            found += [ANY.findall(" ".join(map(str, row))) for row in trials_table(trials).to_numpy()]
+            trials = trials_table(read_trials(ROOT / "results" / "trials"))
+            found += [ANY.findall(" ".join(map(str, row))) for row in trials.to_numpy()]
             found += [ANY.findall(line) for line in shown_by(path)]
         if path.suffix == ".txt":
             found.append(ANY.findall(path.read_text(encoding="utf-8")))

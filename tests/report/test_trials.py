@@ -1,12 +1,11 @@
 """Choices by held-out images, on made-up records."""
 
-import json
-
 import pytest
 
 from psp.errors import ConfigError
 from psp.pipeline.profiles import ROOT
-from psp.report.trials import against_norm, chosen, trials_table
+from psp.report.trials import against_norm, chosen, read_trials, trials_table
+from psp.runs.config import RunConfig
 
 
 def record(method, error, structure="column", decay=0.0, pruned=0.0, **settings):
@@ -100,6 +99,14 @@ def test_a_trial_that_was_judged_by_test_images_is_refused():
 
 
 def test_every_committed_trial_held_5000_images_out():
-    paths = sorted((ROOT / "results" / "trials").glob("*.json"))
-    assert len(paths) >= 4
-    assert {json.loads(path.read_text())["config"]["holdout"] for path in paths} == {5000}
+    records = read_trials(ROOT / "results" / "trials")
+    assert len(records) >= 4
+    assert {record["config"]["holdout"] for record in records.values()} == {5000}
+
+
+def test_every_committed_trial_can_be_repeated_from_its_settings():
+    """Those from before there was a choice of where α stands, too: on the weights."""
+    records = read_trials(ROOT / "results" / "trials")
+    configs = {name: RunConfig.of(record["config"]) for name, record in records.items()}
+    assert configs["channel-2e-3-3-epochs"].place == "weight"
+    assert configs["channel-3e-3-12-epochs"].place == "auto"
