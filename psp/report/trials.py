@@ -12,6 +12,7 @@ from psp.method.methods import THRESHOLDED
 from psp.report.equal_cost import at_reduction
 from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
 from psp.runs.config import RunConfig
+from psp.runs.record import with_place
 
 TRAINED = ["epochs", "batch_size", "learning_rate", "weight_decay", "holdout"]
 SCHEDULE = ["dataset", "network", *TRAINED]  # what a trial and the dense one it is compared with share, and the seed
@@ -23,10 +24,8 @@ def read_trials(folder):
 
     Raises ConfigError for a file that is no record.
     """
-    records = {path.stem: read_json(path, "restore it by git") for path in sorted(folder.glob("*.json"))}
-    for record in records.values():
-        record["config"].setdefault("place", "weight")  # as psp.runs.record
-    return records
+    paths = sorted(folder.glob("*.json"))
+    return {path.stem: with_place(read_json(path, "restore it by git")) for path in paths}
 
 
 def trials_table(records):

@@ -72,5 +72,11 @@ def read_record(path):
     unsealed = record["schema"] == UNSEALED and SEAL not in record
     if not unsealed and not is_sealed(record):
         raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; restore it by git, or train the run again")
-    record["config"].setdefault("place", "weight")  # where all α stood before there was a choice
+    return with_place(record)
+
+
+def with_place(record):
+    """`record`, which says where α stood: those of channels and layers on weights, before there was a choice."""
+    if record["config"]["structure"] in ("channel", "layer"):
+        record["config"].setdefault("place", "weight")
     return record

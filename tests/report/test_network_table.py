@@ -10,6 +10,7 @@ from psp.report.network_table import network_table, read_table
 from psp.report.paper_tables import DENSE
 from psp.runs.config import RunConfig
 from psp.runs.record import SCHEMA
+from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU, TimingConfig
 
 NO_RECORD = {"unavailable": NO_GPU}
@@ -19,7 +20,7 @@ def record(method, seed, error, structure="column", sparsity=0.0):
     config = {"dataset": "imagenette", "model": "resnet18", "method": method, "structure": structure, "seed": seed}
     config |= {"sparsity": None, "structure_decay": 0.0 if method == "baseline" else 0.002}
     errors = {"test_error_pct": error, "test_top5_error_pct": error / 10}
-    return {"config": config, "sparsity": {"structures": sparsity}, **errors}
+    return {"config": config, "sparsity": {"structures": sparsity}, "masks": {}, **errors}
 
 
 def timing(network, seconds, macs):
@@ -31,7 +32,7 @@ def timing_record(*names, seconds=0.5):
     cost = {"dense": {"params": 1000, "macs": 800}, "extracted": {"params": 300, "macs": 200}}
     networks = [
         {"name": name, "model": "resnet18", "structure": "column", "masks": "trained", "batches": [64], "cost": cost}
-        | {"nonzero_macs": 200}
+        | {"nonzero_macs": 200, "masks_sha256": masks_sha256({"masks": {}})}
         | {"sparsity": {"structures": 0.7}, "timings": [timing("dense", 1.0, 800), timing("extracted", seconds, 200)]}
         for name in names
     ]
