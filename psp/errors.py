@@ -43,6 +43,11 @@ class MissingPackageError(ImportError):
     """A package is not installed that only some uses of this one need."""
 
 
+def in_short(error):
+    """Type and first line of an error, for a record of what failed while the work went on."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 @contextmanager
 def extra(name):
     """Around imports of what only the extra `name` of pyproject.toml brings: raises MissingPackageError without it."""

@@ -3,11 +3,8 @@
 import importlib
 import re
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 
 @pytest.fixture(autouse=True)

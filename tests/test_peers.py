@@ -1,9 +1,7 @@
 """The pruners that PSP is compared with: channels go until the costs are what was asked for, the weakest first."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import peers
+import peers_time
 import pytest
 import torch
 from torch import nn
@@ -13,9 +11,6 @@ from psp.extraction.extract import fold_batchnorm
 from psp.report.peers import peer_rows, read_peer, searched_table
 from psp.runs.config import RunConfig
 from psp.timing.networks import lively
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-peers, peers_time = map(importlib.import_module, ("peers", "peers_time"))
 
 
 @pytest.mark.parametrize("name", peers.PRUNERS)

@@ -46,13 +46,13 @@ def _peer_row(name, record):
 def searched_table(records):
     """The search for a peer's settings, {name: record of a run with images held out}: the best of each pruner first.
 
-    Raises ConfigError for a record without held-out images, and for one of another reduction or schedule.
+    Raises ConfigError for records without held-out images, and for one of another reduction or schedule.
     """
     check_budget(records)
     (first, reference), *_ = records.items()
+    if not reference["config"]["holdout"]:
+        raise ConfigError(f"{first!r} holds no training images out: set --holdout, and judge it by these")
     for name, record in records.items():
-        if not record["config"]["holdout"]:
-            raise ConfigError(f"{name!r} holds no training images out: set --holdout, and judge it by these")
         if record["reduction"] != reference["reduction"]:
             raise ConfigError(f"{name!r} has another reduction than {first!r}: compare what costs the same")
     rows = [

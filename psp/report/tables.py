@@ -38,7 +38,7 @@ def structure_of(config):
     There a normalization hides them; all records that do not say where α stood are of such runs. And of channels
     whether those that meet in a sum had one α.
     """
-    on_weights = config["method"].startswith("psp_") and config.get("place", "weight") == "weight"
+    on_weights = config["method"].startswith("psp_") and config.get("place") == "weight"
     hidden = on_weights and config["structure"] in ("channel", "layer")
     return config["structure"] + " (coupled)" * config.get("couple", False) + " (α on weights)" * hidden
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import torch
 
-from psp.errors import ConfigError
+from psp.errors import ConfigError, in_short
 from psp.extraction.compare import distance
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract, fold_batchnorm
@@ -176,7 +176,7 @@ def checked_variant(backend, precision, network, images, expected):
     except ConfigError:
         raise
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return in_short(error)
     return f"its outputs are {off:.2g} of the largest one away from the network's"
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 import torch
 from filelock import FileLock
 
+from psp.errors import in_short
 from psp.files import write_json
 from psp.training.fused import fuse
 from psp.training.tiles import tiled
@@ -86,7 +87,7 @@ def fastest(trials, images):
             # Whatever a compiler stumbles over is no reason not to train; what is wrong with a run itself is.
             if choice["kernels"] == "plain":
                 raise
-            left_out[_name(choice)] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            left_out[_name(choice)] = in_short(error)
     seconds = [math.inf] * len(ready)
     for _ in range(ROUNDS):  # in turns, and the best of each, so that other work on the machine decides nothing
         for k, (_, run) in enumerate(ready):

@@ -6,6 +6,7 @@ from psp.errors import ConfigError
 from psp.pipeline.profiles import ROOT
 from psp.report.trials import against_norm, chosen, read_trials, trials_table
 from psp.runs.config import RunConfig
+from psp.runs.record import with_place
 
 
 def record(method, error, structure="column", decay=0.0, pruned=0.0, **settings):
@@ -57,8 +58,8 @@ def test_the_most_pruned_trial_that_costs_at_most_three_points_is_chosen():
     ],
 )
 def test_channels_are_called_by_where_their_alpha_stand(settings, called):
-    records = {"trial": record("psp_weight_decay", 20.0, "channel", **settings)}
-    assert trials_table(records)["structure"].tolist() == [called]
+    read = with_place(record("psp_weight_decay", 20.0, "channel", **settings))
+    assert trials_table({"trial": read})["structure"].tolist() == [called]
 
 
 def test_psp_stands_beside_the_norm_of_its_seed_at_equal_cost():

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from machine import HAS_CXX
+from machine import HAS_CXX, HAS_TILES
 
 import psp
 from psp.errors import CheckpointError, KernelError
@@ -95,7 +95,7 @@ def test_a_gpu_has_torch_compile_and_a_cpu_has_kernels_of_ours():
 def test_every_way_computes_the_same_network_up_to_rounding(way):
     if way["kernels"] != "plain" and not HAS_CXX:
         pytest.skip("no C++ compiler here")
-    if way["kernels"] == "tiled" and not torch.cpu._is_amx_tile_supported():
+    if way["kernels"] == "tiled" and not HAS_TILES:
         pytest.skip("no matrix unit here")
     state = training.start(RunConfig.of(CONFIG), 10, CPU)
     images = torch.randn(64, 3, 32, 32).contiguous(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine import HAS_CXX
+from machine import needs_tiles
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
@@ -16,8 +16,6 @@ from psp.errors import KernelError
 from psp.training import tiles
 from psp.training.tiles import PARTS, TiledConv, is_tiled, tiled
 
-HAS_TILES = HAS_CXX and getattr(torch.cpu, "_is_amx_tile_supported", bool)() and torch.cpu._init_amx()
-needs_tiles = pytest.mark.skipif(not HAS_TILES, reason="no matrix unit or no compiler here")
 ROUNDING = 2**-8  # of bfloat16, of one value
 
 

@@ -4,9 +4,8 @@ from itertools import cycle
 
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from psp.report.figures import COLORS, MARKERS
+from psp.report.figures import COLORS, MARKERS, log_ticks
 from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES
 
@@ -40,9 +39,7 @@ def equal_cost_figure(rows, reductions, title):
         axes.axvline(reduction, color="gray", linestyle="--", linewidth=1, zorder=0)
     axes.set(xscale="log", xlabel="reduction of multiply-accumulates after extraction", xlim=(1, None))
     axes.set(ylabel="points of error above the dense network")
-    axes.xaxis.set_major_locator(FixedLocator(TICKS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    log_ticks(axes.xaxis, "{:g}×".format, TICKS)
     if len(pruned):
         axes.legend()
     axes.set_title(title, fontsize=12)

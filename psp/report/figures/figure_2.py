@@ -36,7 +36,8 @@ def figure_2(records, title):
     figure.colorbar(image, ax=axes[1].tolist(), label="share of the layer's structures", extend="max")
     figure.suptitle(
         f"Figure 2, structure parameters — {title}\n"
-        f"dashed: the threshold ε; |α| below {10 ** DECADES[0]:g} count at the left edge; all curves of one height",
+        f"dashed: the threshold ε; |α| below {10 ** DECADES[0]:g} count at the left edge; "
+        "each curve is scaled to its own maximum",
         fontsize=12,
     )
     return figure

@@ -2,8 +2,8 @@
 
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from psp.report.figures import log_ticks
 from psp.report.figures.timing import STRUCTURE_COLORS
 from psp.report.paper_tables import DENSE
 
@@ -26,8 +26,8 @@ def networks_figure(table, title):
         _draw(over_speed, rows, "speed")
         over_parameters.set(title=dataset, ylabel="final-epoch top-1 test error, %", xlabel="parameters", xscale="log")
         over_speed.set(xlabel="speed-up over the fastest dense network on the CPU", xscale="log")
-        _log_ticks(over_parameters.xaxis, lambda count, _: f"{count / 1e6:g} M")
-        _log_ticks(over_speed.xaxis, lambda times, _: f"{times:g}×")
+        log_ticks(over_parameters.xaxis, lambda count: f"{count / 1e6:g} M")
+        log_ticks(over_speed.xaxis, "{:g}×".format)
     handles = {
         label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -49,9 +49,3 @@ def _draw(axes, rows, x):
             pruned, place = f"{row['structures_pruned_pct']:.0f} %", (row[x], row["top1_error_pct"])
             axes.annotate(pruned, place, (8, 6), textcoords="offset points", fontsize=9, color=color)
     axes.margins(0.12)
-
-
-def _log_ticks(axis, form):
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(form))
-    axis.set_minor_locator(NullLocator())

@@ -3,9 +3,9 @@
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from psp.method.structures import ALPHA_SHAPE
+from psp.report.figures import log_ticks
 from psp.report.timing_tables import fastest
 
 PALETTE = sns.color_palette("colorblind").as_hex()
@@ -44,9 +44,7 @@ def _draw_batch(panels, rows, batch):
     over_sparsity.set(xlabel="structures pruned, %", ylabel=f"speed-up at batch {batch}", yscale="log")
     over_macs.set(xlabel="MAC reduction, times", xscale="log", yscale="log")
     for axis in (over_sparsity.yaxis, over_macs.xaxis, over_macs.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(FuncFormatter(lambda times, _: f"{times:g}×"))
-        axis.set_minor_locator(NullLocator())
+        log_ticks(axis, "{:g}×".format)
     for axes in (over_sparsity, over_macs):
         axes.axhline(1.0, color="#888888", linewidth=1)
         axes.legend(fontsize=9)
