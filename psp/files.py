@@ -3,7 +3,11 @@
 import hashlib
 import json
 import os
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
+
+from filelock import FileLock, Timeout
 
 from psp.errors import ConfigError
 
@@ -17,12 +21,15 @@ def write_bytes(content, path):
     """Write a file, creating its folder: to the side first, onto the disk, then in place at once."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(aside, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    aside = path.with_name(f"{path.name}.{uuid4().hex}.part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)  # such as half a file on a full disk
 
 
 def write_json(value, path):
@@ -41,6 +48,27 @@ def read_json(path, remedy):
     if not isinstance(value, dict):
         raise ConfigError(f"{path} holds no names and values but {value!r:.40}; {remedy}")
     return value
+
+
+@contextmanager
+def locked(path, wait=True):
+    """While it lasts no other process has the lock of the file at `path`; without effect where files have no locks.
+
+    Raises filelock.Timeout where another has it and `wait` is false.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:  # an OSError, too
+        raise
+    except (NotImplementedError, OSError):  # of some network file systems
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sealed(value):

@@ -1,7 +1,7 @@
 """C and C++ sources, compiled for this machine at first use.
 
 Compiled code is kept in a folder of the user's own (~/.cache/psp), under a name that follows from the source, the
-compiler and the processor's features, so that nobody runs code made for another machine.
+compiler, the C library and the processor's features, so that nobody runs code made for another machine.
 """
 
 import atexit
@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from psp.errors import KernelError
+from psp.files import write_bytes
 
 NATIVE = ("-march=native" if platform.machine() in ("x86_64", "AMD64", "i686") else "-mcpu=native",)
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
@@ -34,13 +35,19 @@ def load(source, flags):
     Raises KernelError, with the reason and the remedy, where it cannot be compiled or loaded.
     """
     try:
-        return ctypes.CDLL(str(library(source, flags)))
+        path = library(source, flags)
     except (OSError, subprocess.CalledProcessError) as error:
         said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
         reason = next((line for line in said if "error:" in line), said[-1])
         variable = COMPILERS[source.suffix][0]
         raise KernelError(
             f"{source.name} cannot be compiled ({reason}); install gcc or clang, or name a compiler in {variable}"
+        ) from error
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise KernelError(
+            f"{path} cannot be loaded ({error}); name a folder that programs may be run from in XDG_CACHE_HOME"
         ) from error
 
 
@@ -52,16 +59,32 @@ def library(source, flags):
     key.update(repr((compiler, flags, NATIVE)).encode())
     # All macros that are predefined: they name the compiler's version and every feature of this processor.
     key.update(output([*compiler, *NATIVE, "-dM", "-E", "-x", language, os.devnull]).encode())
+    key.update(repr(platform.libc_ver()).encode())
     path = cache_folder() / f"{source.stem}-{key.hexdigest()[:32]}.so"
-    if not path.exists():
+    if not is_whole(path):
         command = [*compiler, *flags, *NATIVE, "-shared", "-fPIC", str(source)]
         with tempfile.TemporaryDirectory(dir=path.parent) as aside:
             made, began = Path(aside) / path.name, time.perf_counter()
             print(f"psp: compiling {source.name} for this processor, once …", end=" ", file=sys.stderr, flush=True)
             output([*command, "-o", str(made)])
-            os.replace(made, path)
+            content = made.read_bytes()
+        write_bytes(hashlib.sha256(content).digest(), digest_of(path))
+        write_bytes(content, path)
         print(f"{time.perf_counter() - began:.1f} s", file=sys.stderr)
     return path
+
+
+def digest_of(path):
+    """Beside a compiled file, that of its sha256: half a library ends the process that loads it."""
+    return path.with_suffix(".sha256")
+
+
+def is_whole(path):
+    """Whether a compiled file is there, as it was made."""
+    try:
+        return hashlib.sha256(path.read_bytes()).digest() == digest_of(path).read_bytes()
+    except OSError:
+        return False
 
 
 def files(source):

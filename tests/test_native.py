@@ -5,7 +5,7 @@ import os
 import pytest
 
 from psp.errors import KernelError
-from psp.native import library, load
+from psp.native import digest_of, library, load
 
 FLAGS = ("-O1",)
 
@@ -32,12 +32,35 @@ def test_it_is_compiled_once_for_each_source_compiler_and_flags(source, monkeypa
     assert first.parent == tmp_path / "psp"
     assert library(source, FLAGS) == first
     assert first.stat().st_mtime_ns == made
-    assert os.listdir(first.parent) == [first.name], "nothing half made is left"
+    assert set(os.listdir(first.parent)) == {first.name, digest_of(first).name}, "nothing half made is left"
     assert library(source, ("-O2",)) != first
     monkeypatch.setenv("CC", "cc -g")
     assert library(source, FLAGS) != first
     source.write_text("int answer(void) { return 43; }")
     assert load(source, FLAGS).answer() == 43
+
+
+@pytest.mark.parametrize("left", [0, 4096])
+def test_a_damaged_library_is_compiled_anew(source, monkeypatch, tmp_path, left):
+    """Half of one would end the process that loads it, every time."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = library(source, FLAGS)
+    path.write_bytes(path.read_bytes()[:left])
+    assert load(source, FLAGS).answer() == 42
+    digest_of(path).unlink()
+    assert library(source, FLAGS) == path
+    assert digest_of(path).is_file()
+
+
+def test_a_folder_that_nothing_may_be_run_from_is_named(source, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def refuse(path):
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    with pytest.raises(KernelError, match=r"answer-.*\.so cannot be loaded \(failed to map.*XDG_CACHE_HOME"):
+        load(source, FLAGS)
 
 
 def test_it_is_compiled_anew_when_a_header_changes(source, monkeypatch, tmp_path):

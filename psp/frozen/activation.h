@@ -31,7 +31,8 @@ static inline vec exponential(vec x) {
     sum = sum * r + 5.0000001201e-1f;
     return (sum * r * r + r + 1) * (vec)((__builtin_convertvector(n, bits) + 127) << 23);
 }
-static inline vec sigmoid(vec x) { return 1 / (1 + exponential(-x)); }
+/* 0 where it is too small for e^−x to be a number of float32, so that x·sigmoid(x) is 0, too. */
+static inline vec sigmoid(vec x) { return (vec)((bits)(1 / (1 + exponential(-x))) & ~(bits)(x < -88)); }
 
 /* x·Φ(x), with erf by the rational approximation 7.1.26 of Abramowitz and Stegun, to 1.5e-7. */
 static inline vec gelu(vec x) {

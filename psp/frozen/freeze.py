@@ -4,10 +4,12 @@ import copy
 import ctypes
 import os
 import threading
+import weakref
 from functools import partial
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor
 
 from psp.errors import ConfigError, ExtractError, KernelError
 from psp.extraction.checks import drop_checks
@@ -21,6 +23,7 @@ from psp.frozen.measure import shortest
 from psp.frozen.pixels import Pixels, library
 from psp.frozen.planner import Planner
 from psp.frozen.ways import MACROS
+from psp.kernels.cpu import threads
 from psp.method.attach import parametrizations
 
 
@@ -58,12 +61,17 @@ class Frozen:
             raise KernelError(f"freeze is for images N×C×H×W on the CPU in float32 or bfloat16, not for {given}")
         plan = Planner(prepared(network, self.shape), *self.shape)
         self.flat = plan.result.flat
-        self.lock, self.chosen = threading.Lock(), {}  # the lock: of what was chosen, and of the ways
+        self.chosen = {}
+        self.unlock()
+        ALL.add(self)
         self.ways = [make(plan, self.shape, dtype) for make, dtype in available(self.dtype)]
         self.seconds = dict(zip(self.ways, shortest(list(map(self.example, self.ways))), strict=True))
 
+    @torch.compiler.disable  # which calls it between what it compiles
     def __call__(self, x):
         """The outputs of N×C×H×W. Raises ConfigError for images that it was not frozen for."""
+        if torch.jit.is_tracing() or isinstance(x, FakeTensor):
+            raise ConfigError("a frozen network computes numbers; trace, script or export the network itself")
         if (x.dtype, x.device.type, x.shape[1:]) != (self.dtype, "cpu", self.shape):
             raise ConfigError(
                 f"frozen for {self.dtype} images of shape {tuple(self.shape)} on the CPU, got {x.dtype} of shape "
@@ -75,7 +83,7 @@ class Frozen:
 
     def way(self, images):
         """How a batch of so many images is run on PyTorch's threads; `str` of it says it in words."""
-        case = images, torch.get_num_threads()
+        case = images, threads()
         with self.lock:
             if case not in self.chosen:
                 self.chosen[case] = min(self.ways, key=lambda way: self.seconds[way] * way.rounds(*case))
@@ -84,12 +92,21 @@ class Frozen:
     def run(self, way, x):
         """The outputs of N×C×H×W, by one of `ways`."""
         with self.lock:
-            y = way(x, torch.get_num_threads()).to(self.dtype).permute(0, 3, 1, 2)
+            y = way(x, threads()).to(self.dtype).permute(0, 3, 1, 2)
         return y.flatten(1) if self.flat else y
+
+    def unlock(self):
+        """Give it a new lock, of what was chosen and of the ways: in a child process the old one may be held always."""
+        self.lock = threading.Lock()
 
     def example(self, way):
         """A call of a way on one thread, with `way.example` images."""
         return partial(way, torch.zeros(way.example, *self.shape, dtype=self.dtype), 1)
+
+
+ALL = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: [frozen.unlock() for frozen in ALL])
 
 
 def available(dtype):

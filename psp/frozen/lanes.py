@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from psp.frozen import structs
 from psp.frozen.memory import allocate
 from psp.frozen.values import CONV
-from psp.frozen.ways import MACROS, Way
+from psp.frozen.ways import MACROS, Way, distances
 from psp.kernels.cpu import FLAGS, parallel
 from psp.native import load
 
@@ -87,7 +87,7 @@ class Lanes(Way):
             offsets = distance[..., inside]
             # Filled up, where the weight is zero, with an offset there is: what is read must be inside, and a number.
             offsets = torch.cat([offsets, offsets[..., -1:]], -1) if offsets.shape[-1] % self.step else offsets
-            pointers = self.pointer(offsets.int()), self.pointer(weight)
+            pointers = self.pointer(distances(offsets)), self.pointer(weight)
             yield structs.Region(top, bottom, left, end, steps, *pointers)
 
 

@@ -13,7 +13,7 @@ from psp.frozen.columns import in_groups, in_taps, in_tiles, in_units, joined, o
 from psp.frozen.layout import ALIGNED, Layouts, pixels, positions, rounded
 from psp.frozen.measure import shortest
 from psp.frozen.values import CONV
-from psp.frozen.ways import MACROS, Way
+from psp.frozen.ways import MACROS, Way, distances
 from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
 
@@ -186,7 +186,7 @@ class Pixels(Way):
         x, layout = o.reads[0], self.layouts[o.reads[0].source]
         down, right = (x.step[i] * (torch.arange(o.kernel[i]) * o.dilation[i] - o.before[i]) for i in (0, 1))
         row, column = down[columns.taps // o.kernel[1]], right[columns.taps % o.kernel[1]]
-        return (columns.planes * layout.plane + row * layout.pitch + column).int()
+        return distances(columns.planes * layout.plane + row * layout.pitch + column)
 
     def times(self, operations):
         """Seconds of one thread for each of some operations, `TIMES` times."""
@@ -208,7 +208,7 @@ class Pixels(Way):
         def make():
             row = torch.arange(positions(layout)) // layout.pitch
             column = torch.arange(positions(layout)) % layout.pitch
-            return (pixels(layout, o) * (row * steps[0] * source.pitch + column * steps[1])).int()
+            return distances(pixels(layout, o) * (row * steps[0] * source.pitch + column * steps[1]))
 
         return self.table((o.height, o.width, steps, source.pitch), make)
 

@@ -12,7 +12,7 @@ enum { LANES = 16, REGISTERS = 32 };
 #elif defined(__AVX__)
 enum { LANES = 8, REGISTERS = 16 };
 #else
-enum { LANES = 4, REGISTERS = 32 };
+enum { LANES = 4, REGISTERS = 32 }; /* of NEON; SSE2, with 16 of them, is right and slow */
 #endif
 enum { GROUP = 8 }; /* outputs that are computed together */
 enum { CONV, COMBINE, POOL_MAX, POOL_MEAN, MULTIPLY, NORM, RESIZE, SHUFFLE };

@@ -5,9 +5,18 @@ import ctypes
 import torch
 from torch.nn.functional import pad
 
+from psp.errors import KernelError
 from psp.frozen.structs import ALIGNMENT
 
+LARGEST = 2**31 - 1
 MACROS = {torch.float32: (), torch.bfloat16: ("-DBFLOAT16",)}
+
+
+def distances(tensor):
+    """Distances in memory as the kernels read them, of 32 bits. Raises KernelError for a map too large for that."""
+    if tensor.numel() and max(int(tensor.max()), -int(tensor.min())) > LARGEST:
+        raise KernelError("a map of the network has too many values for freeze; freeze it for smaller images")
+    return tensor.int()
 
 
 class Way:
@@ -28,7 +37,7 @@ class Way:
     def __call__(self, x, threads):
         """N×H×W×C of N×C×H×W images, in this way's type."""
         y = self.outputs(len(x))
-        self.run(x.to(self.dtype), y, threads)
+        self.run(x.to(self.dtype).resolve_neg(), y, threads)
         return y
 
     def outputs(self, images):

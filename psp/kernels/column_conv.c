@@ -22,7 +22,7 @@ enum { LANES = 16, GROUP = 2, PIXELS = 8 }; /* 16 of 32 registers are sums; 8 pi
 #elif defined(__AVX__)
 enum { LANES = 8, GROUP = 2, PIXELS = 6 }; /* 12 of 16 registers */
 #else
-enum { LANES = 4, GROUP = 4, PIXELS = 6 }; /* 24 of NEON's 32 registers */
+enum { LANES = 4, GROUP = 4, PIXELS = 6 }; /* 24 of NEON's 32 registers; SSE2, with 16 of them, is right and slow */
 #endif
 enum { BAND_BYTES = 32 * 1024, FEW_BANDS = 8, OK = 0, OUT_OF_MEMORY = 1, BAD_INDEX = 2 };
 

@@ -14,6 +14,7 @@ from functools import cache
 from importlib.util import find_spec
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function_unary
 from torch.utils.flop_counter import register_flop_formula
@@ -50,6 +51,8 @@ def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1
         options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
         return handle_torch_function(column_conv2d, (x,), x, weight, channels, taps, bias, **options, relu=relu)
     arguments = (x, weight, channels, taps, bias, *map(pair, (kernel_size, stride, padding, dilation)), relu)
+    if any(t is not None and unpack_dual(t).tangent is not None for t in (x, weight, bias)):
+        return reference(*arguments)  # which PyTorch differentiates forwards, too
     if torch.onnx.is_in_onnx_export():  # ONNX has no such operator, but a convolution with zeros
         return reference(*arguments)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
@@ -69,6 +72,8 @@ def output_shape(x, weight, channels, taps, bias, kernel_size, stride, padding, 
     if weight.ndim != 2 or not weight.shape[1:] == channels.shape == taps.shape:
         shapes = ", ".join(str(tuple(t.shape)) for t in (weight, channels, taps))
         raise ConfigError(f"weight must be K×J with J channels and J taps, got shapes {shapes}")
+    if channels.is_floating_point() or taps.is_floating_point():
+        raise ConfigError(f"channels and taps are whole numbers, got {channels.dtype} and {taps.dtype}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ConfigError(f"bias must hold one value for each row of weight, got {tuple(bias.shape)}")
     if min(*kernel_size, *stride, *dilation) < 1 or min(padding) < 0:
@@ -110,6 +115,8 @@ def on_cpu(x, weight, channels, taps, bias, kernel_size, stride, padding, dilati
     """The operator in C where that can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     if not same_dtype((torch.float32,), x, weight, bias) or not cpu.available():
+        if channels.numel() and min(channels.min(), taps.min()) < 0:  # which PyTorch would count from the end
+            raise out_of_range(x.shape[1], kernel_size)
         return reference(*arguments, relu)
     out = fake(*arguments, relu)
     if not cpu.run(out, *arguments, relu):
@@ -179,7 +186,7 @@ class Differentiable(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight, channels, taps, out = ctx.saved_tensors
         kernel_size, stride, padding, dilation, relu = ctx.settings
-        gradient = gradient * (out > 0) if relu else gradient
+        gradient = gradient.masked_fill(out <= 0, 0) if relu else gradient
         filters = dense(weight, channels, taps, x.shape[1], kernel_size)
         wanted = [ctx.needs_input_grad[i] for i in (0, 1, 4)]
         of_x, of_filters, of_bias = torch.ops.aten.convolution_backward(

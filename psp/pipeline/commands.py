@@ -22,7 +22,7 @@ from psp.report.paper_tables import paper_values
 from psp.timing.networks import networks
 from psp.timing.record import timing_record, without_gpu
 
-ERRORS = tuple(error for error in vars(errors).values() if isinstance(error, type))
+ERRORS = (*(error for error in vars(errors).values() if isinstance(error, type)), OSError)
 FIGURES = {
     "figure_1": "figure_1_structures",
     "figure_2": "figure_2_structure_parameters",

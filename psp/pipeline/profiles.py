@@ -7,6 +7,7 @@ timed. The setting `l1_norm-70` with seeds [0, 1] makes the runs `l1_norm-70-s0`
 results lie in folders of their own.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -24,6 +25,24 @@ DATA_TITLES = {
     "ilsvrc2012": "ILSVRC2012",
 }
 CHECKPOINTS = ROOT / "checkpoints"
+# What a file says of a profile, and of itself.
+ENTRIES = ("defaults", "runs", "timing")
+OF_THE_FILE = ("profile", "root", "params_file")
+NAME = re.compile(r"[\w-]+")  # of a run: its name is that of a stage of DVC and of a file
+
+
+class Once(yaml.SafeLoader):
+    """YAML in which a name that stands twice is an error: the first of the two would be lost."""
+
+
+def _mapping(loader, node):
+    names = Counter(key.value for key, _ in node.value)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+    return yaml.SafeLoader.construct_yaml_map(loader, node)
+
+
+Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
 @dataclass(frozen=True)
@@ -119,12 +138,19 @@ def read_profile(name):
     """What the YAML file of a profile says. Raises ConfigError for one that is no mapping or calls itself otherwise."""
     path = profile_path(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Once)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path.relative_to(ROOT)} is no YAML: {error}") from error
     if not isinstance(content, dict) or content.get("profile") != name:
         raise ConfigError(f"{path.relative_to(ROOT)} must have an entry `profile: {name}`")
+    check_entries(content, (*OF_THE_FILE, *ENTRIES, *SECTIONS), path.relative_to(ROOT))
     return content
+
+
+def check_entries(content, known, where):
+    """Raise ConfigError for an entry that nothing reads."""
+    if unknown := [name for name in content if name not in known]:
+        raise ConfigError(f"{where}: nothing reads {unknown[0]!r}; known are {', '.join(known)}")
 
 
 def entry(content, key, where):
@@ -150,19 +176,27 @@ def content_of(name):
     content = read_profile(file)
     if section and section not in SECTIONS:
         raise ConfigError(f"unknown profile {name!r}; {file!r} has the sections {', '.join(SECTIONS)}")
-    return (entry(content, section, where), f"{where}, section {section}") if section else (content, where)
+    if not section:
+        return content, where
+    content, where = entry(content, section, where), f"{where}, section {section}"
+    check_entries(content, ENTRIES, where)
+    return content, where
 
 
 def run_settings(content, where):
     """{run: its settings, `defaults` among them} of every setting and seed. Raises ConfigError where seeds are none."""
     defaults, runs = entry(content, "defaults", where), {}
     for name, own in entry(content, "runs", where).items():
+        if not NAME.fullmatch(str(name)):
+            raise ConfigError(f"{where}, runs: a name is of letters, digits, _ and -, got {name!r}")
         if not isinstance(own, dict | None):
             raise ConfigError(f"{where}, runs: {name!r} must have settings of its own, got {own!r}")
         settings = {**defaults, **(own or {})}
         seeds = settings.pop("seeds", None)
         if not isinstance(seeds, list) or not seeds or "seed" in settings:
             raise ConfigError(f"{where}, runs: {name!r} needs `seeds: [0, …]`, its own or of defaults, and no `seed`")
+        if len(set(map(str, seeds))) < len(seeds):
+            raise ConfigError(f"{where}, runs: {name!r} has a seed twice: {seeds}")
         runs |= {f"{name}-s{seed}": {**settings, "seed": seed} for seed in seeds}
     return runs
 

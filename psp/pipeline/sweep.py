@@ -16,6 +16,7 @@ from tqdm import tqdm
 from psp.errors import ConfigError
 from psp.files import ROOT
 from psp.pipeline.jobs import raise_if_any_failed, what_failed
+from psp.training.distributed import Processes
 
 PYTHON = sys.executable
 # How often a job may reach its time limit: each time it goes on from its last epoch.
@@ -58,12 +59,15 @@ def sweep(profile, runs, cluster, processes, parameters):
         processes: of a job, one for each GPU or CPU that trains a run.
         parameters: submitit's, as "name=value": "timeout_min=240", which it needs, "slurm_partition=gpu", ….
 
-    Raises ConfigError, before anything is submitted, for unknown runs and parameters; RunsFailedError, naming the runs,
-    what they said last and where their logs are, once all others have ended.
+    Raises ConfigError, before anything is submitted, for unknown runs and parameters, and for runs that so many
+    processes cannot share; RunsFailedError, naming the runs, what they said last and where their logs are, once all
+    others have ended.
     """
     runs = runs or list(profile.runs)
+    if processes < 1:
+        raise ConfigError(f"--processes must be at least 1, got {processes}")
     for run in runs:
-        profile.config(run)
+        Processes(count=processes).parts(profile.config(run).micro_batches)
     executor = executor_for(cluster, parameters)
     with executor.batch():
         jobs = [executor.submit(TrainingJob(), profile.name, run, processes) for run in runs]

@@ -8,7 +8,7 @@ from psp.errors import ConfigError
 from psp.files import ROOT
 from psp.method.methods import THRESHOLDED
 from psp.report.bimodality import median, separability, share_near
-from psp.runs.record import read_record
+from psp.runs.record import record_of
 
 REFERENCE = ROOT / "results" / "reference"
 # What the seeds of a point of Figure 3 have in common.
@@ -23,8 +23,8 @@ SERIES = {
 
 
 def read_records(profile):
-    """{run: record} of a profile. Raises ConfigError for a run without a record."""
-    return {run: read_record(profile.record_path(run)) for run in profile.runs}
+    """{run: record} of a profile. Raises ConfigError for a run without a record, and for one of other settings."""
+    return {run: record_of(profile, run) for run in profile.runs}
 
 
 def setting(config):

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from psp.data.images import SIDE
@@ -22,6 +23,7 @@ from psp.models import check_model
 # Training crops grow by so many pixels at a time: few sizes, so that compiled code is used again.
 SIDE_STEP = 16
 CROP_AREA = 0.08
+LARGEST_SEED = 2**63 - 1  # that torch takes
 PACKAGE = Path(__file__).parents[1]
 
 # The rooms, and what they share, that decide the numbers of a run. A checkpoint of other code is never resumed, and the
@@ -88,7 +90,10 @@ class RunConfig:
             if isinstance(getattr(self, name), list):  # as JSON, YAML and notebooks write it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         for field in fields(self):
-            _check_type(field, getattr(self, field.name))
+            value = getattr(self, field.name)
+            _check_type(field, value)
+            if "float" in str(field.type) and value is not None:  # 1 and 1.0 are one setting, and one run
+                object.__setattr__(self, field.name, float(value))
         check_dataset(self.dataset)
         check_model(self.model)
         check_structure(self.structure)
@@ -103,6 +108,8 @@ class RunConfig:
             check_sparsity(self.sparsity)
             if self.method == "psp_fixed_sparsity":
                 check_share(self.structure)
+        if self.couple and self.method not in THRESHOLDED:
+            raise ConfigError(f"couple is of {' and '.join(THRESHOLDED)}, not of {self.method!r}: leave it out")
         self._check_ranges()
         self._check_images()
 
@@ -131,8 +138,8 @@ class RunConfig:
 
     def _check_ranges(self):
         positive = ("epochs", "batch_size", "learning_rate", "micro_batches")
-        nonnegative = ("structure_decay", "threshold", "momentum", "weight_decay", "holdout", "seed")
-        for name in (*positive, *nonnegative, "init"):
+        nonnegative = ("structure_decay", "threshold", "weight_decay", "holdout", "seed")
+        for name in (*positive, *nonnegative, "init", "momentum"):
             if not math.isfinite(getattr(self, name)):
                 raise ConfigError(f"{name} must be a finite number, got {getattr(self, name)}")
         for name in positive:
@@ -141,8 +148,11 @@ class RunConfig:
         for name in nonnegative:
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not 0 <= self.prune_at < 1:
-            raise ConfigError(f"prune_at must be at least 0 and below 1, got {self.prune_at}")
+        for name in ("prune_at", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.seed > LARGEST_SEED:
+            raise ConfigError(f"seed must be at most {LARGEST_SEED}, got {self.seed}")
         if self.method in THRESHOLDED:
             check_threshold(self.threshold, self.init)
 
@@ -173,12 +183,16 @@ def sources(rooms):
     return [f for f in files if f.suffix in SOURCES]
 
 
+@cache
 def code_sha256():
-    """Fingerprint of the files that decide a run's numbers."""
+    """Fingerprint of the files that decide a run's numbers, as they were when this module was imported."""
     digest = hashlib.sha256()
     for path in sources(DECIDING):
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+code_sha256()  # now: what is edited later is not the code that runs
 
 
 def run_key(config, data_sha256):

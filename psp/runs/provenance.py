@@ -11,6 +11,7 @@ import torch
 from psp.runs.config import code_sha256
 
 PACKAGE = Path(__file__).parents[1]
+OWN = Path(__file__).relative_to(PACKAGE).as_posix()
 LIBRARIES = ("torch", "numpy", "scikit-learn")
 # In /proc/cpuinfo, of x86 and of ARM; how they are called here.
 PROCESSOR_NUMBERS = {"cpu family": "family", "model": "model", "CPU implementer": "implementer", "CPU part": "part"}
@@ -39,8 +40,11 @@ def version_of(library):
 
 
 def git_commit():
-    """The commit of the code, with "-dirty" if files of psp/ differ from it; "unknown" outside a repository."""
-    commit = _git("rev-parse", "HEAD")
+    """The commit of the code, with "-dirty" if files of psp/ differ from it; "unknown" outside of its repository.
+
+    A package that is installed within another project's folder is not of that project.
+    """
+    commit = _git("ls-files", "--", OWN) and _git("rev-parse", "HEAD")
     return f"{commit}-dirty" if commit and _git("status", "--porcelain", "--", ".") else commit or "unknown"
 
 

@@ -8,6 +8,7 @@ from psp.errors import ConfigError
 from psp.files import SEAL, is_sealed, read_json, sealed
 from psp.method.masks import excerpt, masks
 from psp.method.parameterize import sparsity, structure_parameters
+from psp.runs.config import RunConfig
 
 SCHEMA = 3
 # Records of schema 2 were not sealed, and name no weights.
@@ -73,6 +74,17 @@ def read_record(path):
     if not unsealed and not is_sealed(record):
         raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; restore it by git, or train the run again")
     return with_place(record)
+
+
+def record_of(profile, run):
+    """The record of a run of a profile. Raises ConfigError, as `read_record`, and for one of other settings."""
+    path, settings = profile.record_path(run), profile.config(run).as_dict()
+    record = read_record(path)
+    recorded = {**RunConfig().as_dict(), **record["config"]}  # settings that came later were at their defaults
+    other = [f"{name} {recorded[name]!r}, not {value!r}" for name, value in settings.items() if recorded[name] != value]
+    if other:
+        raise ConfigError(f"{path} is of {'; '.join(other)}, as the profile says now; train the run again")
+    return record
 
 
 def with_place(record):

@@ -18,7 +18,7 @@ from psp.method.methods import build_model
 from psp.method.parameterize import parameterize, structure_parameters
 from psp.models import create_model
 from psp.runs.config import RunConfig
-from psp.runs.record import read_record
+from psp.runs.record import record_of
 from psp.timing.work import nonzero_macs
 
 SEED = 0
@@ -32,7 +32,7 @@ def networks(profile, config):
     """
     for structure in config.structures:  # before any time is spent: a structure that the network cannot have
         parameterize(create_model(config.model), structure, skip=config.skip)
-    records = {run: read_record(profile.record_path(run)) for run in config.runs}
+    records = {run: record_of(profile, run) for run in config.runs}
     for run, record in records.items():
         settings, classes = profile.config(run), classes_of(record["data"])
         about = {"name": run, "model": settings.model, "structure": settings.structure, "masks": "trained"}

@@ -11,7 +11,7 @@ from psp.extraction.extract import extract, fold_batchnorm
 from psp.files import read_json
 from psp.method.parameterize import sparsity
 from psp.runs.provenance import provenance
-from psp.runs.record import read_record
+from psp.runs.record import record_of
 from psp.timing.measure import alternate
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU
@@ -97,7 +97,7 @@ def read_timing(profile, kind):
 def trained_anew(record, profile):
     """The runs whose masks are others now than when they were timed."""
     timed = {n["name"]: n["masks_sha256"] for n in record.get("networks", ()) if n["masks"] == "trained"}
-    return [run for run, sha in timed.items() if masks_sha256(read_record(profile.record_path(run))) != sha]
+    return [run for run, sha in timed.items() if masks_sha256(record_of(profile, run)) != sha]
 
 
 def without_gpu(earlier, profile):

@@ -1,18 +1,22 @@
 """Checkpoints from which a killed run goes on to the same numbers, bit for bit on one device.
 
+On a CPU it goes on with as many threads as it began with, as sums in other shares are other numbers.
+
 A checkpoint ends in the sha256 of all that stands before it: in the same file, so that no kill can part them. (PyTorch
 looks at no checksum of its archives.) Of the final weights it stands in the record.
 """
 
 import hashlib
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from filelock import Timeout
 
 from psp.errors import CheckpointError, ConfigError
-from psp.files import write_bytes, write_json
+from psp.files import locked, write_bytes, write_json
 from psp.runs.config import code_sha256, run_key
 from psp.runs.record import read_record
 
@@ -28,6 +32,17 @@ class Checkpoint:
         self.path = self.folder / "last.pt"
         self.weights = self.folder / "weights.safetensors"
         self.record = self.folder / "record.json"
+
+    @contextmanager
+    def alone(self):
+        """While it lasts no other process trains this run. Raises CheckpointError where one does."""
+        try:
+            with locked(self.path, wait=False):
+                yield
+        except Timeout as error:
+            raise CheckpointError(
+                f"another process trains this run, whose state is in {self.folder}: wait for it, or end it"
+            ) from error
 
     def save(self, state):
         """Write model, optimizer, random generators and progress, whole or not at all."""
@@ -59,7 +74,8 @@ class Checkpoint:
     def restore(self, state):
         """Bring `state` to the last checkpoint, if there is one; returns whether there was.
 
-        Raises CheckpointError for a damaged file, or one of another config, data set or version of the code.
+        Raises CheckpointError for a damaged file, one of another config, data set or version of the code, or one of a
+        GPU on a CPU and the other way round.
         """
         if not self.path.exists():
             return False
@@ -73,6 +89,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} belongs to another run, which differs in {different}; move it away to go on"
             )
+        if saved["device"] != device_type(state):
+            raise CheckpointError(
+                f"{self.path} was begun on {saved['device']}, not on {device_type(state)}: go on there, or delete it "
+                "to start the run anew"
+            )
+        torch.set_num_threads(saved["threads"])
         state.model.load_state_dict(saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.generator.set_state(saved["generator"])
@@ -94,6 +116,11 @@ def file_sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
+def device_type(state):
+    """Of a run: "cpu" or "cuda"."""
+    return next(state.model.parameters()).device.type
+
+
 def snapshot(state):
     """All that decides how a run goes on after a completed epoch."""
     return {
@@ -102,6 +129,8 @@ def snapshot(state):
         "generator": state.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "device": device_type(state),
+        "threads": torch.get_num_threads(),
         "choice": state.choice,
         "epoch": state.epoch,
         "curve": state.curve,

@@ -17,12 +17,10 @@ import time
 from contextlib import contextmanager
 
 import torch
-from filelock import FileLock
 
-from psp.errors import in_short
-from psp.files import write_json
-from psp.training.fused import fuse
-from psp.training.tiles import tiled
+from psp.errors import KernelError, in_short
+from psp.files import locked, write_json
+from psp.training import fused, tiles
 
 ROUNDS = 5
 # A way that takes longer than the fastest by this factor is not timed again.
@@ -53,7 +51,7 @@ def compiled(model):
     return torch.compile(model, mode="reduce-overhead", dynamic=False)
 
 
-KERNELS = {"plain": lambda model: model, "fused": fuse, "tiled": tiled, "compiled": compiled}
+KERNELS = {"plain": lambda model: model, "fused": fused.fuse, "tiled": tiles.tiled, "compiled": compiled}
 
 
 def ways(device):
@@ -66,6 +64,19 @@ def ways(device):
     else:  # such as "mps", which we never saw: what PyTorch itself promises everywhere
         pairs = [("float32", "plain")]
     return [{"precision": precision, "kernels": kernels} for precision, kernels in pairs]
+
+
+def can_build():
+    """Which kernels of ours this machine can build and run, by their names in a choice."""
+    return [name for name, build in (("fused", fused.kernels), ("tiled", tiles.kernels)) if _builds(build)]
+
+
+def _builds(build):
+    try:
+        build()
+    except KernelError:
+        return False
+    return True
 
 
 def fastest(trials, images):
@@ -108,29 +119,14 @@ def remembered(path, kind, measure):
     with locked(path):
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or one that is no use: measuring again costs seconds
-            known = {}
+        except (OSError, ValueError):
+            known = None
+        known = known if isinstance(known, dict) else {}  # none yet, or no use: measuring again costs seconds
         name = json.dumps(kind)
         if name not in known:
             known[name] = measure()
             write_json(known, path)
         return known[name]
-
-
-@contextmanager
-def locked(path):
-    """While it lasts no other process has the lock of the file at `path`; without effect where files have no locks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire()
-    except (NotImplementedError, OSError):  # of some network file systems
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _name(choice):
@@ -139,15 +135,22 @@ def _name(choice):
 
 @contextmanager
 def deterministic():
-    """Only algorithms that give the same bits every time, for as long as the context lasts."""
+    """Only algorithms that give the same bits every time, for as long as the context lasts.
+
+    So long, too, lasts the number of threads that a checkpoint brings: sums depend on it.
+    """
     enabled, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    filled, tf32 = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32
+    threads = torch.get_num_threads()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
     torch.use_deterministic_algorithms(True)
     # Otherwise every new tensor is filled with NaN first, a tenth of a step's time. Nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.allow_tf32 = False  # float32 is no shorter number on a GPU, either
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = filled
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.set_num_threads(threads)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from psp.errors import KernelError
@@ -26,7 +27,7 @@ OPTIONS = ("-O3", "-fopenmp", "-std=c++17", *VALUES_AS_THEY_ARE, *WIDE)
 BLOCK, BITS = 64, 32  # as in blocks.h
 KERNEL_TYPES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 RELUS = (F.relu, torch.relu)
-ADDITIONS = (operator.add, operator.iadd, torch.add)
+ADDITIONS = (operator.add, torch.add)
 
 
 def kernels():
@@ -43,7 +44,7 @@ class NormReLU(nn.Module):
 
     def forward(self, x, residual=None):
         norm = self.norm
-        added = residual is None or residual.shape == x.shape
+        added = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
         if not (norm.training and norm.weight.dtype == torch.float32 and added and _fits(x)):
             y = norm(x)
             return F.relu(y if residual is None else y + residual)
@@ -71,6 +72,7 @@ class _NormReLU(torch.autograd.Function):
         return z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dz):
         x, passing, weight, mean, scale = ctx.saved_tensors
         dz, dx, dweight, dbias = like(dz, x), torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
@@ -85,7 +87,8 @@ class _NormReLU(torch.autograd.Function):
 def fuse(model):
     """`model` as a function of images in which `NormReLU` takes the place of batch norm(, addition) and ReLU.
 
-    It works on the very parameters and buffers of `model`, which stays as it is. Raises KernelError where the kernels
+    It works on the very parameters and buffers of `model`, which stays as it is. What `+=` writes into must have no
+    other reader, as in the networks of psp.models: torch.fx takes it for a sum. Raises KernelError where the kernels
     cannot be built or torch.fx cannot follow the network.
     """
     kernels()
@@ -147,7 +150,8 @@ def _subsampling(node):
 
 def _is_relu(node, graph_module):
     if node.op == "call_module":
-        return isinstance(graph_module.get_submodule(node.target), nn.ReLU)
+        relu = graph_module.get_submodule(node.target)
+        return isinstance(relu, nn.ReLU) and not has_hooks(relu)
     return node.op == "call_function" and node.target in RELUS
 
 
@@ -157,18 +161,25 @@ def _is_norm(node, graph_module):
         return False
     norm = graph_module.get_submodule(node.target)
     usual = isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.track_running_stats
-    return usual and norm.momentum is not None
+    return usual and norm.momentum is not None and not has_hooks(norm)
+
+
+def has_hooks(module):
+    """Whether a module does more, when it is called or differentiated, than its class says."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
 
 
 def _fits(x):
-    """Whether the kernels can work on x: its type, its memory layout, and whole periods of their blocks."""
-    whole = x.numel() % math.lcm(x.shape[1], BLOCK) == 0
-    return whole and x.dtype in KERNEL_TYPES and x.is_contiguous(memory_format=torch.channels_last)
+    """Whether the kernels can work on x: its type, its memory, whole periods of their blocks, and values to average."""
+    whole = x.numel() % math.lcm(x.shape[1], BLOCK) == 0 and x.numel() > x.shape[1]
+    plain = x.is_contiguous(memory_format=torch.channels_last) and not x.is_neg()
+    return whole and plain and x.dtype in KERNEL_TYPES and x.device.type == "cpu"
 
 
 def like(tensor, x):
     """A tensor in the type and memory layout of x, copied only where it has another."""
-    return tensor.to(x.dtype).contiguous(memory_format=torch.channels_last)
+    return tensor.to(x.dtype).contiguous(memory_format=torch.channels_last).resolve_neg()
 
 
 def _kernel(name, x):

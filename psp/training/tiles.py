@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from psp.errors import KernelError
 from psp.native import load
-from psp.training.fused import NormReLU, fuse, like, pointer
+from psp.training.fused import NormReLU, fuse, has_hooks, like, pointer
 
 SOURCE = Path(__file__).with_name("tiles.cpp")
 OPTIONS = ("-O3", "-fopenmp", "-std=c++17")
@@ -42,7 +42,7 @@ def tiled(model):
         if isinstance(module, nn.Conv2d) and is_tiled(module):
             network.set_submodule(name, TiledConv(module))
     for node in _calls(network, nn.Identity):
-        if not _has_hooks(network.get_submodule(node.target)):
+        if not has_hooks(network.get_submodule(node.target)):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
     for node in _calls(network, TiledConv):
@@ -56,10 +56,6 @@ def _calls(network, kind):
     """The nodes that call a module of a kind with one argument."""
     calls = [node for node in network.graph.nodes if node.op == "call_module" and len(node.args) == 1]
     return [node for node in calls if isinstance(network.get_submodule(node.target), kind)]
-
-
-def _has_hooks(module):
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _hand_on(node, network):
@@ -87,7 +83,7 @@ def _hand_on(node, network):
 
 def is_tiled(conv):
     """Whether the kernels compute a convolution: 3×3, stride 1, zeros around, channels in multiples of 16, no hooks."""
-    if _has_hooks(conv):
+    if has_hooks(conv):
         return False
     usual = all(getattr(conv, name) == value for name, value in NEEDED.items()) and conv.padding_mode == "zeros"
     return usual and conv.in_channels % CHANNELS == 0 and conv.out_channels % CHANNELS == 0
@@ -148,6 +144,7 @@ def _packed(weight, dtype):
 def _fits(x):
     """Whether the kernels can read images: bfloat16, channels-last, of an even width, at least one for each part."""
     last = x.dtype == torch.bfloat16 and x.is_contiguous(memory_format=torch.channels_last)
+    last = last and x.device.type == "cpu" and not x.is_neg()
     return last and x.shape[3] % 2 == 0 and len(x) >= PARTS and x.numel() > 0
 
 

@@ -1,6 +1,7 @@
 """Training: one run from its seed, or its last checkpoint, to its record; it can be killed at any moment."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from psp.training.checkpoint import Checkpoint, file_sha256, weights_file
 from psp.training.distributed import own_device, processes
 from psp.training.epoch import State, check_finite, train_epoch
 from psp.training.evaluate import errors_pct
-from psp.training.fast import Network, deterministic, fastest, remembered, ways
+from psp.training.fast import Network, can_build, deterministic, fastest, remembered, ways
 from psp.training.memory import keep_memory
 
 # Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
@@ -39,8 +40,8 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         progress: show a progress bar with loss, error, sparsity and time left.
 
     Raises:
-        ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit, or
-            a device that is not here.
+        ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit, a
+            run that another process is training, or a device that is not here.
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)
@@ -52,6 +53,8 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
 def train_together(config, checkpoints, device, progress, together):
     """What `train` does in each of the processes `together`."""
     together.parts(config.micro_batches)
+    with torch.device("meta"):
+        build_model(config, num_classes=1)  # raises ConfigError for what no such network has, before images are read
     data = together.first(lambda: load(config.dataset)).to(device)
     training, validation = data.hold_out(config.holdout)
     steps = steps_per_epoch(config, training)
@@ -60,7 +63,7 @@ def train_together(config, checkpoints, device, progress, together):
     if finished:  # before: the test set is not read a second time
         return finished
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
-    with deterministic():
+    with nullcontext() if together.rank else checkpoint.alone(), deterministic():
         state = start(config, data.num_classes, device)
         restored = checkpoint.restore(state)
         together.agree(state.epoch if restored else None)
@@ -69,7 +72,7 @@ def train_together(config, checkpoints, device, progress, together):
             state.choice = together.share(None if together.rank else chosen(own, training, data, device, checkpoints))
         state.processes = together
         compute_as_chosen(state)
-        origin |= {"step": state.choice, "processes": together.count}
+        origin |= {"step": state.choice, "processes": together.count, "threads": torch.get_num_threads()}
         hidden = not progress or together.rank > 0
         with tqdm(total=config.epochs * steps, initial=state.epoch * steps, disable=hidden, mininterval=1) as bar:
             while state.epoch < config.epochs:
@@ -130,6 +133,7 @@ def chosen(config, images, data, device, checkpoints):
     """
     kind = [config.dataset, config.model, config.batch_size, config.micro_batches, config.sides]
     kind += [config.method == "baseline", device_name(device), torch.get_num_threads(), code_sha256()]
+    kind.append(can_build() if device.type == "cpu" else [])
     return remembered(Path(checkpoints) / "ways.json", kind, lambda: choose(config, images, data, device))
 
 

@@ -1,6 +1,7 @@
 """Frozen networks, in which images are lanes, against the networks themselves in float64."""
 
 import copy
+import multiprocessing
 import operator
 import os
 import random
@@ -15,12 +16,14 @@ from hypothesis import strategies as st
 from machine import needs_c
 from networks import network, prune
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import psp
 from psp import native
 from psp.errors import ConfigError, KernelError
 from psp.extraction.rewrite import SelectChannels
+from psp.frozen.ways import distances
 from psp.kernels.columns import ColumnSparseConv2d
 
 pytestmark = needs_c
@@ -277,6 +280,14 @@ def test_a_nan_stays_a_nan():
     assert freeze(net, x)(x).isnan().nonzero().tolist() == [[1, 0, 0, 0]]
 
 
+@pytest.mark.parametrize("layer", [nn.SiLU(), nn.Sigmoid(), nn.GELU(), nn.GELU("tanh"), nn.Hardswish()])
+def test_activations_of_the_largest_numbers(layer):
+    values = torch.tensor([-torch.inf, -3e38, -1e38, -1e4, -89.0, -88.0, -60.0, 60.0, 89.0, 1e4, 1e38, torch.nan])
+    x = values.view(1, 1, 3, 4)
+    net = nn.Sequential(nn.Identity(), layer)
+    torch.testing.assert_close(freeze(net, x)(x), net(x), rtol=1e-5, atol=1e-30, equal_nan=True)
+
+
 @pytest.mark.parametrize("flags", [("-mavx2", "-mfma"), ("-march=x86-64",)])
 def test_narrower_vectors_than_this_processor_has(monkeypatch, flags):
     """The code that an older processor would run; four to a vector is what ARM has."""
@@ -335,6 +346,35 @@ def test_images_that_it_was_not_frozen_for():
         frozen(x.clone().requires_grad_())
     with pytest.raises(KernelError, match=r"not for 4 axes, torch\.float64"):
         freeze(nn.Sequential(net), x.double())
+
+
+def test_images_that_have_no_numbers_of_their_own_in_memory():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
+    frozen = freeze(net, x)
+    assert error(net, frozen, torch._neg_view(x)) < 1e-5
+    with FakeTensorMode(), pytest.raises(ConfigError, match="trace, script or export the network itself"):
+        frozen(torch.empty(2, 3, 8, 8))
+    with pytest.raises(ConfigError, match="trace, script or export the network itself"):
+        torch.jit.trace(frozen.__call__, (x,))
+    compiled = torch.compile(lambda x: frozen(x) + 1, backend="eager")
+    assert torch.equal(compiled(x), frozen(x) + 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_process_does_not_wait_for_a_call_of_its_parent():
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
+    frozen = freeze(net, x)
+    with frozen.lock:
+        child = multiprocessing.get_context("fork").Process(target=frozen.way, args=(2,))
+        child.start()
+        child.join(60)
+    assert child.exitcode == 0
+
+
+def test_a_map_that_is_too_large_is_refused():
+    with pytest.raises(KernelError, match="too many values for freeze; freeze it for smaller images"):
+        distances(torch.tensor([0, 2**31]))
+    assert distances(torch.tensor([-(2**31) + 1, 2**31 - 1])).tolist() == [-(2**31) + 1, 2**31 - 1]
 
 
 def test_without_a_compiler(monkeypatch):

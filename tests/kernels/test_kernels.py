@@ -12,6 +12,7 @@ from convolutions import case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import HAS_C
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from psp import native
@@ -150,6 +151,27 @@ def test_gradients_are_those_of_the_convolution_with_zeros():
     assert alone.shape == weight.shape
 
 
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_a_gradient_is_relus_where_it_is_no_number(value):
+    x, (weight, c, t, bias), options, _ = case(1, 2, 3, (4, 4), (1, 1), (1, 1), (0, 0), (1, 1), 1.0, 0)
+    out = column_conv2d(x, weight, c, t, bias.requires_grad_(), **options, relu=True)
+    (passed,) = torch.autograd.grad(out, bias, torch.full_like(out, value))
+    plain = F.conv2d(x, torch.zeros(3, 2).index_put((torch.arange(3)[:, None], c), weight)[:, :, None, None], bias)
+    (wanted,) = torch.autograd.grad(plain.relu(), bias, torch.full_like(plain, value))
+    torch.testing.assert_close(passed, wanted, equal_nan=True)
+
+
+def test_derivatives_forwards_are_those_of_the_convolution_with_zeros():
+    x, columns, options, _ = case(2, 3, 4, (5, 6), (3, 3), (1, 2), (1, 0), (1, 1), 0.5, 0)
+    tangent = torch.randn_like(x)
+    weight, c, t, _ = columns
+    _, found = torch.func.jvp(lambda x: column_conv2d(x, *columns, **options), (x,), (tangent,))
+    assert_same(found, column_conv2d(tangent, weight, c, t, **options).double(), 30)
+    with forward_ad.dual_level():
+        y = column_conv2d(forward_ad.make_dual(x, tangent), *columns, **options)
+        assert torch.equal(forward_ad.unpack_dual(y).tangent, found)
+
+
 def test_pytorch_compiles_traces_and_checks_the_operator():
     x, columns, options, expected = case(2, 3, 5, (7, 6), (3, 3), (1, 1), (1, 1), (1, 1), 0.4, 0)
     compiled = torch.compile(lambda x: column_conv2d(x, *columns, **options) + 1, backend="aot_eager", fullgraph=True)
@@ -196,8 +218,10 @@ def test_what_does_not_fit_together_is_named():
             column_conv2d(x, weight, c, t, bias, **{**options, **wrong})
     with pytest.raises(ConfigError, match="spans 3 pixels"):
         column_conv2d(x[:, :, :2], weight, c, t, bias, **options)
+    with pytest.raises(ConfigError, match="channels and taps are whole numbers"):
+        column_conv2d(x, weight, c.float(), t, bias, **options)
     for dtype in (torch.float32, torch.float64):
-        for channels, taps in ((c + 4, t), (c, t + 9)):
+        for channels, taps in ((c + 4, t), (c, t + 9), (c - 4, t), (c, t - 9)):
             with pytest.raises(ConfigError, match="lies outside the 4 input channels"):
                 column_conv2d(x.to(dtype), weight.to(dtype), channels, taps, bias.to(dtype), **options)
 

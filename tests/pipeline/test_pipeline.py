@@ -1,5 +1,6 @@
 """The pipeline: end to end on a copy of the repository, and its errors."""
 
+import errno
 import json
 import os
 import re
@@ -237,6 +238,19 @@ def test_errors_come_as_one_line(tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=message):
             pipeline.main(arguments)
+
+
+def test_what_the_system_refuses_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
+    monkeypatch.setattr("psp.pipeline.profiles.profile_path", lambda _: tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    with pytest.raises(SystemExit, match=r"error: .*No space left on device"):
+        pipeline.main(["data", "demo", "digits"])
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["params.yaml"]
 
 
 def test_torchrun_trains_one_run_at_a_time(monkeypatch):

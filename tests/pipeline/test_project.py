@@ -270,6 +270,9 @@ def test_an_unknown_profile_and_run_are_named():
         ({"profile": "other"}, "params.yaml must have an entry `profile: demo`"),
         ({"timing": {"runs": []}}, "params.yaml: timing must set batches, backends"),
         ({"ilsvrc": None}, "params.yaml needs `ilsvrc:`"),
+        ({"seeds": [0, 1]}, "params.yaml: nothing reads 'seeds'; known are profile"),
+        ({"runs": {"l1-0.1": {"method": "psp_l1"}}}, "runs: a name is of letters, digits, _ and -, got 'l1-0.1'"),
+        ({"runs": {"a": {"seeds": [0, 0]}}}, "params.yaml, runs: 'a' has a seed twice: [0, 0]"),
     ],
 )
 def test_a_damaged_profile_is_explained(monkeypatch, tmp_path, change, message):
@@ -290,6 +293,13 @@ def test_a_profile_that_is_no_yaml_and_a_run_that_sets_nothing(monkeypatch, tmp_
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ConfigError, match=r"params.yaml: timing.sparsities must be list, got 0.5"):
         load_profile("demo")
+    content = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(content.replace("  baseline:", "  baseline: {}\n  baseline:", 1))
+    with pytest.raises(ConfigError, match=r"params\.yaml is no YAML: baseline stands twice"):
+        load_profile("demo")
+    (tmp_path / "params.yaml").write_text(content.replace("ilsvrc:\n", "ilsvrc:\n  seeds: [1]\n", 1))
+    with pytest.raises(ConfigError, match=r"params\.yaml, section ilsvrc: nothing reads 'seeds'"):
+        load_profile("demo/ilsvrc")
     (tmp_path / "params.yaml").write_text("profile: [demo")
     with pytest.raises(ConfigError, match=r"params\.yaml is no YAML"):
         load_profile("demo")

@@ -64,6 +64,9 @@ def test_unknown_runs_and_parameters_are_errors_before_anything_is_submitted(job
     ):
         with pytest.raises(ConfigError, match=said):
             sweeps.sweep(PROFILE, runs, cluster, 1, parameters)
+    for processes, said in ((0, "--processes must be at least 1, got 0"), (2, "micro_batches 1 cannot be shared by 2")):
+        with pytest.raises(ConfigError, match=said):
+            sweeps.sweep(PROFILE, [], "local", processes, ["timeout_min=9"])
     assert not [path for path in jobs.rglob("*") if path.is_file()]
 
 

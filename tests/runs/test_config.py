@@ -1,9 +1,14 @@
 """A run's settings are checked in full before any work."""
 
+import shutil
+import subprocess
+import sys
+
 import pytest
 
 from psp.errors import ConfigError
-from psp.runs.config import RunConfig, run_key
+from psp.files import ROOT
+from psp.runs.config import RunConfig, code_sha256, run_key
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,12 @@ from psp.runs.config import RunConfig, run_key
         ),
         ({"init": 0.01}, "init α = 0.01 lies below the threshold"),
         ({"prune_at": 1.0}, "prune_at must be at least 0 and below 1"),
+        ({"momentum": 1}, "momentum must be at least 0 and below 1, got 1.0"),
+        ({"seed": 2**63}, "seed must be at most"),
+        (
+            {"method": "psp_fixed_sparsity", "sparsity": 0.5, "structure": "channel", "couple": True},
+            "couple is of psp_l1 and psp_weight_decay, not of 'psp_fixed_sparsity': leave it out",
+        ),
     ],
 )
 def test_bad_settings(settings, message):
@@ -55,5 +66,23 @@ def test_a_run_is_known_by_settings_data_and_code(monkeypatch):
     assert run_key(RunConfig(), "a") == key
     assert run_key(RunConfig(seed=1), "a") != key
     assert run_key(config, "b") != key
-    monkeypatch.setattr("psp.runs.config.DECIDING", ("native.py",))
+    assert run_key(RunConfig(init=1, learning_rate=0.1), "a") == key, "a whole number is that number"
+    monkeypatch.setattr("psp.runs.config.code_sha256", lambda: "of other code")
     assert run_key(config, "a") != key
+
+
+def test_the_code_of_a_run_is_that_which_was_imported_whatever_is_edited_since(tmp_path):
+    shutil.copytree(ROOT / "psp", tmp_path / "psp", ignore=shutil.ignore_patterns("__pycache__"))
+    code = """
+import psp.runs.config as config
+from pathlib import Path
+path = Path(config.__file__).parents[1] / "training" / "epoch.py"
+path.write_text(path.read_text() + "# edited")
+said = config.code_sha256()
+config.code_sha256.cache_clear()
+print(said == {before!r}, said == config.code_sha256())
+"""
+    before = code_sha256()
+    command = [sys.executable, "-c", code.format(before=before)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]

@@ -1,9 +1,13 @@
-"""How a machine is called, by what its system says of it."""
+"""Where a record comes from: how a machine is called, by what its system says of it; of which commit the code is."""
 
 import platform
+import shutil
+import subprocess
+import sys
 
 import pytest
 
+from psp.files import ROOT
 from psp.runs.provenance import processor
 
 ZEN_5 = """processor\t: 0
@@ -37,3 +41,18 @@ CPU part\t: 0xd40
 )
 def test_processors_of_one_name_are_told_apart_by_their_numbers(cpuinfo, name):
     assert processor(cpuinfo) == name
+
+
+def test_code_that_is_installed_within_another_project_is_not_of_that_projects_commit(tmp_path):
+    shutil.copytree(ROOT / "psp", tmp_path / "site" / "psp", ignore=shutil.ignore_patterns("__pycache__"))
+
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
+
+    run("git", "init", "-q")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "theirs")
+    say = "import sys; sys.path.insert(0, 'site'); from psp.runs.provenance import git_commit; print(git_commit())"
+    assert run(sys.executable, "-c", say) == "unknown"
+    run("git", "add", "site")
+    run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "-m", "ours")
+    assert run(sys.executable, "-c", say) == run("git", "rev-parse", "HEAD")

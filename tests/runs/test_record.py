@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from psp.files import ROOT, SEAL, sealed, write_json
 from psp.method.methods import build_model
 from psp.pipeline.profiles import load_profile
 from psp.runs.config import RunConfig
-from psp.runs.record import SCHEMA, UNSEALED, alpha_counts, layer_alpha_counts, make_record, read_record
+from psp.runs.record import SCHEMA, UNSEALED, alpha_counts, layer_alpha_counts, make_record, read_record, record_of
 from psp.training.evaluate import Errors
 from psp.training.train import State
 
@@ -115,6 +117,24 @@ def test_an_entry_by_another_hand_is_refused(record, path):
         read_record(path)
     write_json(sealed({**record, "test_error_pct": 0.0}), path)
     assert read_record(path)["test_error_pct"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epochs": 36}, "epochs {epochs}, not 36, as the profile says now; train the run again"),
+        ({"skip": ("fc",)}, r"skip \['conv1', 'fc'\], not \['fc'\]"),
+        ({"couple": True}, "couple False, not True"),
+    ],
+)
+def test_a_record_of_other_settings_than_the_profile_names_is_refused(record, path, change, message):
+    write_json(record, path)
+    config = RunConfig.of(record["config"])
+    profile = SimpleNamespace(record_path=lambda _: path, config=lambda _: config)
+    assert record_of(profile, "run") == record
+    config = replace(config, **change)
+    with pytest.raises(ConfigError, match=message.replace("{epochs}", str(record["config"]["epochs"]))):
+        record_of(profile, "run")
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -13,7 +13,7 @@ from psp.errors import CheckpointError, KernelError
 from psp.method.attach import parametrizations
 from psp.runs.config import RunConfig
 from psp.training import train as training
-from psp.training.fast import Network, fastest, remembered, ways
+from psp.training.fast import Network, can_build, fastest, remembered, ways
 
 CPU = torch.device("cpu")
 CONFIG = {"epochs": 1, "batch_size": 32, "method": "psp_weight_decay", "structure_decay": 0.001}
@@ -164,8 +164,25 @@ def test_what_was_chosen_for_a_kind_of_run_is_measured_once(tmp_path):
     assert remembered(path, ["digits", 32], measure) == first
     assert remembered(path, ["digits", 64], measure)["round"] == 1
     assert remembered(path, ["digits", 32], measure) == first, "and is kept beside the others"
-    path.write_text("{")
-    assert remembered(path, ["digits", 32], measure)["round"] == 2
+    for round, useless in ((2, "{"), (3, "[]")):
+        path.write_text(useless)
+        assert remembered(path, ["digits", 32], measure)["round"] == round
+
+
+def test_a_new_run_is_computed_without_kernels_where_their_compiler_is_gone(tmp_path, monkeypatch, few_digits):
+    def choose(*_):
+        return {"precision": "float32", "kernels": "fused" if "fused" in can_build() else "plain"}
+
+    def lost():
+        raise KernelError("no compiler")
+
+    monkeypatch.setattr("psp.training.train.choose", choose)
+    steps = []
+    for seed in (0, 1):
+        record = psp.train({**CONFIG, "seed": seed}, checkpoints=tmp_path, device="cpu", progress=False)
+        steps.append(record["provenance"]["step"]["kernels"])
+        monkeypatch.setattr("psp.training.fused.kernels", lost)
+    assert steps == ["fused" if HAS_CXX else "plain", "plain"]
 
 
 def test_of_several_that_ask_at_once_one_measures(tmp_path):
@@ -189,7 +206,7 @@ def test_a_folder_without_locks_is_no_reason_not_to_train(tmp_path, monkeypatch)
     def refuse(lock):
         raise NotImplementedError("flock")
 
-    monkeypatch.setattr("psp.training.fast.FileLock.acquire", refuse)
+    monkeypatch.setattr("psp.files.FileLock.acquire", refuse)
     assert remembered(tmp_path / "ways.json", ["a"], lambda: {"round": 1}) == {"round": 1}
     with pytest.raises(ZeroDivisionError):
         remembered(tmp_path / "ways.json", ["b"], lambda: 1 / 0)

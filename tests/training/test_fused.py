@@ -161,7 +161,9 @@ def test_a_gradient_passes_where_the_output_is_above_0_or_nan(dtype, value):
 
 
 @needs_cxx
-@pytest.mark.parametrize("case", ["evaluation", "another layout", "half a block", "float64"])
+@pytest.mark.parametrize(
+    "case", ["evaluation", "another layout", "half a block", "float64", "a negated view", "a residual of float32"]
+)
 def test_what_the_kernels_cannot_do_pytorch_does(case):
     norm = a_norm(16)
     x, residual = images((2, 16, 8, 8), torch.float32, 0), images((2, 16, 8, 8), torch.float32, 1)
@@ -173,8 +175,55 @@ def test_what_the_kernels_cannot_do_pytorch_does(case):
         x, residual = (t[:1, :, :3, :1].contiguous(memory_format=torch.channels_last) for t in (x, residual))
     if case == "float64":
         norm, x, residual = norm.double(), x.double(), residual.double()
+    if case == "a negated view":
+        x = torch._neg_view(x)
+    if case == "a residual of float32":
+        x = x.bfloat16()
     expected = F.relu(deepcopy(norm)(x) + residual)
     assert torch.equal(NormReLU(norm)(x, residual), expected)
+
+
+@needs_cxx
+def test_a_negated_residual_and_gradient_are_what_they_say():
+    x, residual, gradient = (images((2, 16, 8, 8), torch.float32, seed) for seed in (0, 1, 2))
+    found = []
+    for negated in (lambda t: -t, torch._neg_view):
+        torch.manual_seed(0)
+        norm, leaf = a_norm(16), x.clone().requires_grad_()
+        z = NormReLU(norm)(leaf, negated(residual))
+        found.append([z, *torch.autograd.grad(z, [leaf, norm.weight], negated(gradient))])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_cxx
+def test_images_of_another_device_are_not_the_kernels():
+    norm = a_norm(16).to("meta")
+    assert NormReLU(norm)(images((2, 16, 8, 8), torch.float32, 0).to("meta")).device.type == "meta"
+
+
+@needs_cxx
+def test_one_value_of_a_channel_has_no_variance_as_pytorch_says():
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        NormReLU(a_norm(64))(images((1, 64, 1, 1), torch.float32, 0))
+
+
+@needs_cxx
+def test_a_second_derivative_is_refused():
+    x = images((2, 16, 8, 8), torch.float32, 0).requires_grad_()
+    (gradient,) = torch.autograd.grad(NormReLU(a_norm(16))(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+@needs_cxx
+@pytest.mark.parametrize("hooked", [0, 1])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_full_backward_hook"])
+def test_hooks_are_called(hooked, register):
+    net, called = nn.Sequential(a_norm(16), nn.ReLU()), []
+    getattr(net[hooked], register)(lambda *_: called.append(1))
+    x = images((2, 16, 8, 8), torch.float32, 0).requires_grad_()
+    fuse(net)(x).sum().backward()
+    assert called == [1]
 
 
 def count(graph_module):

@@ -12,7 +12,7 @@ from machine import HAS_CXX
 import psp
 from psp.data.sets import load
 from psp.errors import CheckpointError, DivergedError
-from psp.files import SEAL
+from psp.files import SEAL, locked
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
 from psp.training.train import start
@@ -114,6 +114,37 @@ def test_a_checkpoint_of_another_config_is_refused_and_kept(tmp_path):
     with pytest.raises(CheckpointError, match="differs in seed"):
         train(other, tmp_path)
     assert misplaced.read_bytes() == checkpoint_path(tmp_path, config).read_bytes()
+
+
+def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path, never_killed):
+    """Sums in other shares are other numbers; afterwards this process has its own threads again."""
+    assert train_until_killed(tmp_path, "psp.data.images.augment", 6) == -signal.SIGKILL
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        resumed = train(CONFIG, tmp_path)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert resumed["provenance"]["threads"] == before
+    assert without_times(resumed) == without_times(never_killed[0])
+
+
+def test_a_run_that_another_process_trains_is_refused(tmp_path):
+    path = checkpoint_path(tmp_path)
+    with locked(path), pytest.raises(CheckpointError, match="another process trains this run, whose state is in "):
+        train(CONFIG, tmp_path)
+    assert not path.exists()
+
+
+def test_a_checkpoint_of_a_gpu_does_not_go_on_on_a_cpu(tmp_path, monkeypatch):
+    checkpoint = Checkpoint(tmp_path, RunConfig.of(CONFIG), "images")
+    state = start(RunConfig.of(CONFIG), 10, torch.device("cpu"))
+    state.choice = CHOICE
+    checkpoint.save(state)
+    monkeypatch.setattr("psp.training.checkpoint.device_type", lambda _: "cuda")
+    with pytest.raises(CheckpointError, match="was begun on cpu, not on cuda: go on there, or delete it"):
+        checkpoint.restore(state)
 
 
 @pytest.mark.parametrize("entry", ["data", "code"])
