@@ -51,7 +51,7 @@ class Answers:
         return answers
 
     def _arguments(self, inputs):
-        """A value for each argument of `forward`: the inputs, defaults, and None for *args and **kwargs."""
+        """A value for each argument of `forward`, and more: the inputs, defaults, and None."""
         yield from inputs
         for place in count(len(inputs)):
             yield self.held.get(place, (None, None))[1]
@@ -65,6 +65,12 @@ class Run(Interpreter):
         self.args_iter = (mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments)
         self.extra_traceback = False
         self.seen = {}
+
+    def placeholder(self, target, args, kwargs):
+        """An argument's value; of *args and **kwargs, which the example leaves empty, there is none."""
+        if target.startswith("*"):
+            return {} if target.startswith("**") else ()
+        return super().placeholder(target, args, kwargs)
 
     def value(self, node):
         """The value of a node, whose graph is computed up to there."""

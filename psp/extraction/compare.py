@@ -38,6 +38,16 @@ def compare(outputs, expected):
             )
 
 
+def compare_types(outputs, expected):
+    """Raise ExtractError unless the tensors of two outputs have the same types and devices."""
+    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
+        if (ours.dtype, ours.device) != (theirs.dtype, theirs.device):
+            raise ExtractError(
+                f"the smaller network gives outputs in {ours.dtype} on {ours.device}, the masked one in {theirs.dtype} "
+                f"on {theirs.device}: its forward names a type or a device; let it take those of its input"
+            )
+
+
 def distance(ours, theirs):
     """Largest |difference| of two tensors, relative to the largest value of the second."""
     return ((ours.to(theirs) - theirs).abs().max() / theirs.abs().max()).item()

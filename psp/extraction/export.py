@@ -26,8 +26,8 @@ def export(network, path, example_input):
             inputs of this size.
 
     Raises:
-        ExtractError: the network is in training mode; onnx, onnxscript or onnxruntime is not installed; or the outputs
-            of onnxruntime are not those of `network`.
+        ExtractError: the network is in training mode or has outputs that are no tensors; onnx, onnxscript or
+            onnxruntime is not installed; or the outputs of onnxruntime are not those of `network`.
     """
     check_evaluation(network)
     try:
@@ -36,7 +36,10 @@ def export(network, path, example_input):
     except ImportError as error:
         raise ExtractError(f"psp.export needs {error.name}: pip install onnx onnxscript onnxruntime") from error
     path, inputs = Path(path), example_input if isinstance(example_input, tuple) else (example_input,)
-    expected = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
+    leaves = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
+    expected = [leaf for leaf in leaves if leaf is not None]  # which no file has
+    if others := [leaf for leaf in expected if not isinstance(leaf, torch.Tensor)]:
+        raise ExtractError(f"outputs are to be tensors, and the network's have {others[0]!r:.60} among them")
     content = torch.onnx.export(network, inputs, dynamo=True, verbose=False).model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]

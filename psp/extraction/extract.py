@@ -17,11 +17,12 @@ the example's.
 import copy
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
-from psp.extraction.compare import beside, check_batch, check_finite, compare, disagreement, taken
+from psp.extraction.compare import beside, check_batch, check_finite, compare, compare_types, disagreement, taken
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import another_batch, other_sizes, twice_the_size
 from psp.extraction.explain import explanation
@@ -46,7 +47,6 @@ WRAPPERS = {
 }
 
 
-@torch.no_grad()
 def extract(model, example_input):
     """A new, physically smaller network with the outputs of `model`, in which the pruned structures are gone.
 
@@ -63,7 +63,8 @@ def extract(model, example_input):
     refuses others: `psp.explain` says which it is for.
 
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
-    as in `model`, but those with a name that a graph needs for itself: code_ for code.
+    as in `model`, but those with a name that a graph needs for itself: code_ for code. All of its parameters are new,
+    and can be trained.
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
@@ -73,14 +74,23 @@ def extract(model, example_input):
     """
     check(model)
     inputs = as_inputs(example_input)
-    masked = fold(copy.deepcopy(model)).to("cpu", torch.float64)
+    # Whatever the caller has made the default.
+    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+        smaller = smallest(model, inputs)
+        return in_its_type(smaller, model, inputs)
+
+
+def smallest(model, inputs):
+    """What `extract` returns, in float64 on the CPU, and compared with `model` there."""
+    masked = copied(model).to("cpu", torch.float64)
+    shown = [inputs, beside(inputs)]
+    expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
+    check_finite(expected[0])
+    fold(masked)
     headless, all_heads = drop_heads(masked, inputs)
     network = trace(headless, inputs)
     network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
-    shown = [inputs, beside(inputs)]
-    expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
-    check_finite(expected[0])
     batch, sizes = taken(masked, [another_batch(shown[1])]), taken(masked, other_sizes(shown[1]))
     sizes = sizes or taken(masked, [twice_the_size(shown[1])])
     make_pure(network)
@@ -97,11 +107,41 @@ def extract(model, example_input):
     for values, outputs in zip(shown, expected, strict=True):
         compare(smaller(*values), outputs)
     check_batch(smaller, batch)
-    if network.meta["fixed"] or disagreement(smaller, sizes):
+    untried = network.meta["asked"] and not sizes
+    if network.meta["fixed"] or untried or disagreement(smaller, sizes):
         fix_size(smaller, inputs)
     smaller.meta["explanation"] = explanation(model, network, smaller)
-    like = next(model.parameters())
-    return smaller.to(like.device, like.dtype).eval()
+    return smaller.eval()
+
+
+def copied(model):
+    """A copy of a network. Raises ExtractError for one that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:
+        raise ExtractError(
+            f"{type(model).__name__} cannot be copied ({error}); if it keeps a tensor that waits for its gradient, "
+            "such as an activation, remove that first"
+        ) from error
+
+
+def in_its_type(smaller, model, inputs):
+    """`smaller` of the type and on the device of `model`, run once there.
+
+    What its code asked of its parameters, their type and device, was answered for float64 on the CPU.
+    """
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    there = {torch.float64: like.dtype, torch.device("cpu"): like.device}
+    for node in smaller.graph.nodes:
+        args, kwargs = tree_map_only((torch.dtype, torch.device), lambda x: there.get(x, x), (node.args, node.kwargs))
+        if (args, kwargs) != (node.args, node.kwargs):
+            node.args, node.kwargs = args, kwargs
+    smaller.recompile()
+    smaller = smaller.to(like.device, like.dtype)
+    own = [x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for x in inputs]
+    for values, expected in taken(copied(model), [own]):
+        compare_types(smaller(*values), expected)
+    return smaller
 
 
 @torch.no_grad()

@@ -103,8 +103,15 @@ def _is_identity(node, network):
 
 
 def calls(network):
-    """How often each submodule is called, by name; reading one of its tensors without it counts as a call."""
-    count = Counter(node.target for node in network.graph.nodes if node.op == "call_module")
+    """How often each submodule is called, by name; reading one of its tensors without it counts as a call.
+
+    So does a call of a module that it is in: nobody sees what that one does.
+    """
+    called = [node.target for node in network.graph.nodes if node.op == "call_module"]
+    count = Counter(called)
+    for name in called:
+        inside = dict(network.get_submodule(name).named_modules(prefix=name)) if name else {}
+        count.update(inside.keys() - {name})
     count.update(node.target.rpartition(".")[0] for node in network.graph.nodes if node.op == "get_attr")
     return count
 

@@ -49,6 +49,9 @@ def _convolution(node, weight, bias=None):
 
 
 def _linear(node, weight, bias=None):
+    """None where the weight is one row without an axis of its own."""
+    if weight.ndim != 2:
+        return None
     return _filled(nn.Linear(*reversed(weight.shape), bias is not None, device=LATER), weight, bias)
 
 
@@ -135,11 +138,17 @@ def _name_of(network, node, values):
     """
     inside = [name for name, _ in node.meta.get("nn_module_stack", {}).values() if name]
     if not inside:
-        return node.name
+        return _unused(network, node.name)
     called = free_name(inside[-1])
     # All that a graph takes along of a module that it does not call are the tensors that it reads.
     left = dict(network.named_modules()).get(called)
     others = (n for n in network.graph.nodes if n.op == "get_attr" and n not in values)
     alone = left is None or (type(left) is nn.Module and not list(left.children()))
     alone = alone and not any(n.target.startswith(f"{called}.") for n in others)
-    return called if alone else f"{called}.{node.name}"
+    return called if alone else _unused(network, f"{called}.{node.name}")
+
+
+def _unused(network, name):
+    """`name`, with as many _ behind it as it takes to be nothing's of the network."""
+    owner, _, own = name.rpartition(".")
+    return name if not hasattr(network.get_submodule(owner), own) else _unused(network, f"{name}_")

@@ -34,7 +34,7 @@ class Tracer(fx.Tracer):
     def __init__(self, answers=None, opaque=(), by_example=False):
         super().__init__()
         self.answers, self.opaque = answers, opaque
-        self.by_example, self.decided = by_example, []
+        self.by_example, self.decided, self.asked = by_example, [], False
         self.failed, self.answering = None, False
 
     def is_leaf_module(self, module, name):
@@ -70,7 +70,7 @@ class Tracer(fx.Tracer):
         """What `question` says of the value of `proxy`. Raises TraceError where no answer holds for all sizes."""
         if self.answers is None:
             raise fx.proxy.TraceError("its value is not known here")
-        self.answering = True
+        self.answering = self.asked = True
         try:
             answers = self.answers.of(proxy.node, question)
         except Exception as error:  # whatever an operation may raise that finds no numbers
@@ -94,8 +94,8 @@ def trace(model, inputs=None):
     A submodule whose code torch.fx cannot follow (a branch on the data, say) becomes one opaque operation. With
     `inputs`, a tuple of tensors, the example answers what the code asks about shapes; arguments of `forward` that it
     does not have are held at their defaults. Where the code of `model` itself does other things on another size, what
-    is traced is for the example's size alone, and meta["fixed"] of the result is True. Submodules of `model`
-    have names that a graph may have (`free_name`).
+    is traced is for the example's size alone, and meta["fixed"] of the result is True; meta["asked"] is where
+    it asks at all. Submodules of `model` have names that a graph may have (`free_name`).
 
     Raises ExtractError, naming the line, if the code of `model` itself cannot be followed, or for a name that no graph
     can have.
@@ -108,7 +108,7 @@ def trace(model, inputs=None):
         try:
             graph = _without(tracer.trace(model, dict(held.values()) or None), held)
             network = fx.GraphModule(renamed(model, graph), _by_position(graph))
-            network.meta["fixed"] = bool(tracer.decided)
+            network.meta["fixed"], network.meta["asked"] = bool(tracer.decided), tracer.asked
             return network
         except Exception as error:
             if tracer.failed is not None and tracer.failed not in opaque:

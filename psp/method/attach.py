@@ -34,6 +34,9 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     layers = {name: model.get_submodule(name) for name in chosen}
     for name, layer in layers.items():
         check_plain(name, layer)
+    earlier = [name for name, (_, pruner) in parametrizations(model).items() if pruner.structure == "layer"]
+    if earlier and "layer" in chosen.values():
+        check_bypass(model, [*earlier, *(name for name, own in chosen.items() if own == "layer")])
     spanning = spans(layers, chosen)
     if place == "weight":
         spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
@@ -94,6 +97,8 @@ def check_plain(name, layer):
     """Raise ConfigError unless a layer has a weight of its own and nothing that prunes it yet."""
     if pruner_of(layer) is not None:
         raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
+    if hasattr(layer, "structure"):
+        raise ConfigError(f"layer {name!r} has an attribute `structure` already, where its α would be; skip the layer")
     if "weight" not in layer._parameters and not parametrize.is_parametrized(layer, "weight"):
         raise ConfigError(
             f"the weight of layer {name!r} is no parameter, as after torch.nn.utils.weight_norm, spectral_norm or "

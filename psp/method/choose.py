@@ -4,6 +4,7 @@ A whole layer can be pruned only where a bypass exists, such as the shortcut of 
 concatenation of a dense block: what the bypass carries must still get from the input to the output.
 """
 
+import copy
 import operator
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -17,6 +18,10 @@ from psp.method.structures import HEAD, check_structure
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (*CONVOLUTIONS, nn.Linear)
+# Each channel by itself; and all channels of an image together, in which only the α of a whole layer cancels.
+BY_CHANNEL = (nn.modules.batchnorm._NormBase,)
+BY_IMAGE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+NORMALIZATIONS = BY_CHANNEL + BY_IMAGE
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
 PRODUCTS = (operator.mul, torch.mul, "mul")
@@ -148,9 +153,25 @@ def _layer_called(model, node):
 def traced(model, why="where α stands depends on what follows a layer"):
     """The network's graph. Raises ConfigError, saying `why` it is needed, where torch.fx cannot trace it."""
     try:
-        return fx.Tracer().trace(model)
+        return Tracer().trace(as_it_is(model))
     except Exception as error:  # whatever the model's forward raises when it meets a symbolic value
         raise ConfigError(f"{why}, and torch.fx cannot trace {type(model).__name__} ({error})") from error
+
+
+class Tracer(fx.Tracer):
+    """One for which layers and normalizations of the user's own are as torch's, whose subclasses they are."""
+
+    def is_leaf_module(self, module, name):
+        plain = isinstance(module, LAYERS) and not list(module.children())
+        return plain or isinstance(module, NORMALIZATIONS) or super().is_leaf_module(module, name)
+
+
+def as_it_is(model):
+    """A copy with the same parameters, so that what `forward` writes while it is traced does not stay in `model`."""
+    try:
+        return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    except Exception:  # one that cannot be copied, as for a tensor with a gradient that it keeps
+        return model
 
 
 def _output_is_reached(graph, removed, zeros):

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from psp.errors import ConfigError
 from psp.method.attach import affine, behind, originals, parametrizations
-from psp.method.choose import check_network
+from psp.method.choose import check_network, traced
 
 
 @torch.no_grad()
@@ -15,19 +16,21 @@ def fold(model):
     """Write w · ν(α) into the plain weights and drop the parametrization, in place; returns `model`.
 
     Where α stands on γ and β of a normalization it is written into these, and the filters that it prunes become zero,
-    too. Outputs stay the same. Other parametrizations on the same weight are folded with it; a weight that several
-    modules of the model share becomes each one's own. Raises ConfigError for what is no nn.Module.
+    too, unless `forward` uses them for something else. Outputs stay the same. Other parametrizations on the same weight
+    are folded with it; a weight that several modules of the model share becomes each one's own. Raises ConfigError for
+    what is no nn.Module.
     """
     check_network(model)
-    holding = holders(model)
+    holding, used = holders(model), weights_read(model)
     for norm in behind(model).values():
         for name in affine(norm):
             _make_plain(norm, name, holding)
-    for layer, pruner in parametrizations(model).values():
+    for name, (layer, pruner) in parametrizations(model).items():
         if parametrize.is_parametrized(layer, "weight"):
             _make_plain(layer, "weight", holding)
         if layer._modules.get("structure") is pruner:
-            _zero(layer, pruner.kept(), holding)
+            if f"{name}.weight" not in used:
+                _zero(layer, pruner.kept(), holding)
             del layer.structure
     return model
 
@@ -53,6 +56,14 @@ def _zero(layer, kept, holding):
             parameter = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
             setattr(layer, name, parameter)
         parameter.mul_(kept if parameter.ndim > 1 else kept.flatten())
+
+
+def weights_read(model):
+    """The names of parameters that the network's `forward` reads itself; its layers read theirs by being called."""
+    try:
+        return {node.target for node in traced(model).nodes if node.op == "get_attr"} if behind(model) else set()
+    except ConfigError:  # cannot be traced: then no α stands on a normalization, unless the network was changed since
+        return set()
 
 
 def holders(model):

@@ -25,19 +25,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from psp.errors import ConfigError
-from psp.method.choose import LAYERS, queries_shape, traced
+from psp.method.choose import BY_CHANNEL, BY_IMAGE, LAYERS, check_initialized, queries_shape, traced
 
-# Each channel by itself; and all channels of an image together, in which only the α of a whole layer cancels.
-BY_CHANNEL = (nn.modules.batchnorm._NormBase,)
-BY_IMAGE = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 # Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU)
 PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-PASSING_CALLS = (F.relu, torch.relu, F.dropout, F.avg_pool2d, F.max_pool2d, F.adaptive_avg_pool2d, "relu", "contiguous")
+PASSING_CALLS = (F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d, "relu", "contiguous")
+PASSING_CALLS += (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+PASSING_CALLS += (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 # Activations that keep 0, but not every factor: behind them a normalization hides α the more the smaller it is.
 BENDING_MODULES = (nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
-BENDING_CALLS = (F.relu6, F.silu, F.gelu, F.hardswish)
+BENDING_CALLS = (F.relu6, F.silu, F.gelu, F.elu, F.hardswish, F.mish)
+# Normalizations that have no place for α: their γ, if there is one, is anybody's.
+BY_CHANNEL_CALLS = (F.batch_norm, F.instance_norm)
+BY_IMAGE_CALLS = (F.group_norm, F.layer_norm, F.rms_norm)
 # What only moves a layer's values about.
 MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
 CONCATENATIONS = (torch.cat, torch.concat)
@@ -49,7 +51,8 @@ def normalizations(model, structures, warn=True):
     `structures` is {layer name: structure}. A layer is listed if structure is "channel" or "layer" and all that its
     output goes to, concatenated or not, are normalizations with γ in which its α cancels. A linear layer has its
     channels along the last axis and BatchNorm1d along the second; whether that is the same shows only in the input, and
-    the α of its channels stay on the weight. Of layers whose α are hidden all the same it warns.
+    the α of its channels stay on the weight. Nor is a normalization listed that other layers' output goes to, too. Of
+    layers whose α are hidden all the same it warns.
     """
     wanted = {name for name, structure in structures.items() if structure in ("channel", "layer")}
     if not wanted:
@@ -64,17 +67,17 @@ def normalizations(model, structures, warn=True):
         whole, layer = structures[name] == "layer", model.get_submodule(name)
         if isinstance(layer, nn.Linear) and not whole:
             continue
-        walk = _Walk(model, whole, output_channels(layer))
+        walk = _Walk(model, whole, layer)
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
         targets = [walk.targets(node) for node in nodes]
-        if targets and all(targets):
-            found[name] = list(dict.fromkeys(target for one in targets for target in one))
+        if targets and all(targets) and not _are_others(norm for one in targets for norm, _, _ in one):
+            found[name] = list(dict.fromkeys((norm.target, *span) for one in targets for norm, *span in one))
         elif nodes and all(walk.is_hidden(node) for node in nodes):
             hidden.append(name)
     if hidden and warn:
         warnings.warn(
             f"the α of {', '.join(hidden)} stand on weights, where the normalization that follows hides them: it has "
-            "no γ that could take them, one entry a channel (affine=True)",
+            "no γ that could take them, one entry a channel (affine=True) and no other layer's",
             stacklevel=4,
         )
     return found
@@ -109,6 +112,12 @@ def is_called_again(node):
     return any(other.target == node.target for other in node.graph.nodes if other is not node)
 
 
+def _are_others(norms):
+    """Whether one of the normalizations that a layer's output goes to, nodes, is called elsewhere, too."""
+    reached = set(norms)
+    return any(node not in reached for norm in reached for node in norm.graph.nodes if node.target == norm.target)
+
+
 def _parts(concatenation):
     """What a node concatenates."""
     return concatenation.args[0] if concatenation.args else concatenation.kwargs["tensors"]
@@ -117,13 +126,14 @@ def _parts(concatenation):
 class _Walk:
     """Forward through the graph from a layer, up to the normalizations in which its α cancels."""
 
-    def __init__(self, model, whole, count):
+    def __init__(self, model, whole, layer):
         self.model = model
         self.whole = whole
-        self.count = count
+        self.count = output_channels(layer)
+        self.joins = not isinstance(layer, nn.Linear)  # its features may lie on another axis than they are joined on
 
     def targets(self, layer):
-        """(name, first, count) of each normalization that can hide the α of `layer`, a node, from the loss.
+        """(node, first, count) of each normalization that can hide the α of `layer`, a node, from the loss.
 
         What one of them has times α the next can hide again: on to the last one that does.
         """
@@ -133,13 +143,20 @@ class _Walk:
             if not beyond or any(is_called_again(norm) for norm, _, _ in beyond):  # there it would be others' α, too
                 break
             found = beyond
-        return [(norm.target, first, count) for norm, first, count in found]
+        return found
 
     def is_hidden(self, node):
-        """Whether all that reads a node is a normalization, with γ or without."""
-        kinds = BY_CHANNEL + BY_IMAGE if self.whole else BY_CHANNEL
+        """Whether all that reads a node is a normalization, with γ or without, or hands it on to such."""
         users = [user for user in node.users if not queries_shape(user)]
-        return bool(users) and all(isinstance(self._module(user), kinds) for user in users)
+        return bool(users) and all(
+            self._hides(user) or (self._passes(user, None) and self.is_hidden(user)) for user in users
+        )
+
+    def _hides(self, node):
+        kinds, calls = BY_CHANNEL, BY_CHANNEL_CALLS
+        if self.whole:
+            kinds, calls = kinds + BY_IMAGE, calls + BY_IMAGE_CALLS
+        return isinstance(self._module(node), kinds) or (node.op == "call_function" and node.target in calls)
 
     def _is_all(self, norm, first, count):
         return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
@@ -154,7 +171,7 @@ class _Walk:
         for user in node.users:
             if queries_shape(user):
                 continue
-            if self._normalizes(user):
+            if self._normalizes(user, first):
                 whole = len(self.model.get_submodule(user.target).weight)
                 ends = [(user, 0, whole) if first is None else (user, first, count)]
             elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
@@ -169,9 +186,12 @@ class _Walk:
     def _module(self, node):
         return self.model.get_submodule(node.target) if node.op == "call_module" else None
 
-    def _normalizes(self, node):
+    def _normalizes(self, node, first):
+        """Whether a node is a normalization with γ; what is concatenated is of the others' mean over an image, too."""
         norm = self._module(node)
-        kinds = BY_CHANNEL + BY_IMAGE if self.whole else BY_CHANNEL
+        kinds = BY_CHANNEL + BY_IMAGE if self.whole and first is None else BY_CHANNEL
+        if isinstance(norm, kinds) and norm.weight is not None:
+            check_initialized(self.model, [node.target])
         return isinstance(norm, kinds) and norm.weight is not None and norm.weight.ndim == 1
 
     def _count(self, node, count):
@@ -198,7 +218,7 @@ class _Walk:
         """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""
         parts = _parts(concatenation)
         axis = concatenation.args[1:] or (concatenation.kwargs.get("dim", 0),)
-        if axis != (1,) or not isinstance(parts, (list, tuple)) or parts.count(node) != 1:
+        if not self.joins or axis != (1,) or not isinstance(parts, (list, tuple)) or parts.count(node) != 1:
             return None
         counts = [self._channels(part) for part in parts[: parts.index(node)]]
         return None if None in counts else sum(counts)
@@ -206,7 +226,7 @@ class _Walk:
     def _channels(self, node):
         """How many channels a node has; None where that is unclear."""
         module = self._module(node)
-        for attribute in ("out_channels", "out_features", "num_features"):
+        for attribute in ("out_channels", "num_features"):
             if hasattr(module, attribute):
                 return getattr(module, attribute)
         if node.target in CONCATENATIONS:

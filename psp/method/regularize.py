@@ -13,16 +13,14 @@ step, follow equation (6) up to that factor, which is close to 1. For ℓ1 the l
 import math
 from numbers import Real
 
-from torch import nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from psp.errors import ConfigError
 from psp.method.attach import affine, behind, originals
+from psp.method.choose import NORMALIZATIONS
 from psp.method.parameterize import structure_parameters
 
 REGULARIZERS = ("weight_decay", "l1")
-# A LayerNorm over several axes has parameters of as many.
-NORMALIZATIONS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weight_decay"):
@@ -52,6 +50,7 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
     if structure_decay and not alphas:
         raise ConfigError(f"structure_decay={structure_decay} has no α to act on; call psp.parameterize(model) first")
     ids = {id(alpha) for alpha in alphas}
+    # A LayerNorm over several axes has parameters of as many.
     normal = {id(p) for module in model.modules() if isinstance(module, NORMALIZATIONS) for p in module.parameters()}
     scaled = {id(p) for norm in behind(model).values() for name in affine(norm) for p in originals(norm, name)}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
@@ -67,7 +66,7 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
 
 def _add_l1_gradient(optimizer, args, kwargs):
     """Before every optimizer step: gradient of λ·Σ|α| for the groups that ask for it."""
-    if isinstance(getattr(optimizer, "optim", None), Optimizer):  # ZeroRedundancyOptimizer: the inner one steps, too
+    if wraps_another(optimizer):  # as ZeroRedundancyOptimizer does: the inner one steps, too
         return
     asking = [group for group in optimizer.param_groups if group.get("psp_l1", 0.0)]
     if asking and any((*args[1:], *kwargs.values())):
@@ -79,6 +78,13 @@ def _add_l1_gradient(optimizer, args, kwargs):
             if parameter.grad is not None:
                 sign = parameter.detach().sign()
                 parameter.grad.add_(sign if scale is None else sign * scale, alpha=group["psp_l1"])
+
+
+def wraps_another(optimizer):
+    """Whether an optimizer leaves its step to another: to `optim`, or to one with its very groups."""
+    own = {id(group) for group in optimizer.param_groups}
+    inner = [(name, value) for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
+    return any(name == "optim" or own & {id(group) for group in other.param_groups} for name, other in inner)
 
 
 # A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.

@@ -32,12 +32,14 @@ class ThresholdedScale(nn.Module):
         self.columns = 1 if heads is None else weight.shape[1] // heads  # for which one α stands
         self.structure = structure
         self.threshold = threshold
+        # ε in the weight's type, so that an α of just ε is kept in every type that the network is brought to.
+        self.least = threshold and torch.tensor(threshold, dtype=weight.dtype, device="cpu").item()
         self.gradient = gradient
         self.alpha = nn.Parameter(weight.new_full(shape, init).detach())
 
     def kept(self):
         """Boolean tensor in the shape of α: True where the structure survives, |α| ≥ ε."""
-        return (self.alpha.detach().abs() < self.threshold).logical_not()  # NaN is not pruned
+        return (self.alpha.detach().abs() < self.least).logical_not()  # NaN is not pruned
 
     def forward(self, values, shape=None):
         """`values` times ν(α), whose α is given another shape for a layer that shares it."""

@@ -56,6 +56,7 @@ def test_random_transposed_convolutions(
     structure, axes, groups, kernel, stride, padding, more, normalized, share, seed
 ):
     """With columns as dense kernels, and as products of their own."""
+    torch.manual_seed(seed)
     padding, output_padding = min(padding, kernel - 1), int(more and stride > 1)
     up = TRANSPOSED[axes](8, 12, kernel, stride, padding, output_padding, groups=groups)
     layers = [CONV[axes](3, 8, 1), nn.Sigmoid(), up, *[NORM[axes](12)] * normalized, nn.ReLU(), CONV[axes](12, 4, 1)]

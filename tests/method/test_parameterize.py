@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
+from networks import Call
 from torch import nn
 
 import psp
@@ -68,6 +69,13 @@ def test_the_threshold_itself_is_kept(dtype):
     module = scale(torch.ones(1, 4, dtype=dtype), alpha, threshold=eps.item())
     assert module.kept().tolist() == [[True, True, False, False]]
     assert torch.equal(module(torch.ones(1, 4, dtype=dtype)), torch.stack([eps, -eps, eps * 0, eps * 0]).view(1, 4))
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.35, 0.7])
+def test_no_alpha_at_the_threshold_is_pruned_by_another_type(eps):
+    net = psp.parameterize(nn.Linear(4, 4), "column", threshold=eps, init=eps)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        assert psp.sparsity(net.to(dtype)).structures == 0.0
 
 
 def test_a_pruned_column_comes_back():
@@ -222,6 +230,22 @@ def test_parameterizing_twice_is_an_error_that_names_the_layer():
     net = psp.parameterize(small_net())
     with pytest.raises(ConfigError, match="layer '0' is parameterized already"):
         psp.parameterize(net)
+
+
+def test_layers_that_are_parameterized_later_count_for_the_bypass():
+    net = Call(lambda self, x: self.a(x) + self.b(x), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1))
+    psp.parameterize(net, {"a": "layer"})
+    with pytest.raises(ConfigError, match="nothing leads around b once the other layers are pruned"):
+        psp.parameterize(net, {"b": "layer"})
+    assert list(psp.structure_parameters(net)) == ["a"]
+
+
+def test_a_layer_whose_structure_is_something_else_is_named():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    net[1].structure = "tree"
+    with pytest.raises(ConfigError, match="layer '1' has an attribute `structure` already"):
+        psp.parameterize(net, "column")
+    assert not psp.structure_parameters(net)
 
 
 def test_a_model_without_structure_parameters():

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from networks import network, size
+from networks import Call, network, size
 from sklearn.linear_model import Lasso
 from torch import nn
+from torch.nn import functional as F
 
 import psp
 from psp.errors import ConfigError
@@ -434,3 +435,121 @@ def test_the_copies_of_data_parallel_are_refused_where_they_would_share_alpha(st
 def test_an_unknown_place_is_named():
     with pytest.raises(ConfigError, match="unknown place 'norm'; choose one of auto, weight"):
         psp.parameterize(conv_net(), "channel", place="norm")
+
+
+class NormAndReLU(nn.BatchNorm2d):
+    """Both in one, as libraries of networks have it."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(super().forward(x))
+
+
+class Standardized(nn.Conv2d):
+    """Its weight has mean 0 in every filter."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def test_layers_and_normalizations_of_ones_own_are_as_those_they_are_made_from():
+    torch.manual_seed(0)
+    net = nn.Sequential(Standardized(3, 6, 3), NormAndReLU(6), nn.Conv2d(6, 4, 3)).double()
+    psp.parameterize(net, "channel")
+    assert list(behind(net)) == ["1"]
+    (alpha, _), x = psp.structure_parameters(net).values(), torch.randn(2, 3, 8, 8).double()
+    assert change_of_outputs(net, x, alpha, 0) > 1e-3
+    alpha.data[:2] = 0.0
+    net.eval()
+    smaller = psp.extract(net, x)
+    assert smaller.get_submodule("0").out_channels == 4
+    torch.testing.assert_close(smaller(x), net(x))
+
+
+@pytest.mark.parametrize("passed", [lambda h: h, lambda h: F.leaky_relu(F.max_pool2d(h, 2))])
+def test_a_normalization_that_is_a_function_is_warned_of(passed):
+    def forward(self, x):
+        return F.batch_norm(passed(self.a(x)), None, None, training=True)
+
+    with pytest.warns(UserWarning, match="the α of a stand on weights, where the normalization that follows hides"):
+        psp.parameterize(Call(forward, a=nn.Conv2d(3, 6, 3)), "channel")
+
+
+@pytest.mark.parametrize(
+    ("norm", "make", "shape"),
+    [
+        (nn.LayerNorm(16), lambda: nn.Linear(8, 8, bias=False), (5, 8)),
+        (nn.GroupNorm(1, 16), lambda: nn.Conv2d(8, 8, 1, bias=False), (5, 8, 3, 3)),
+        (nn.LayerNorm(8), lambda: nn.Linear(8, 8, bias=False), (5, 3, 8)),  # of tokens, and joined with others
+    ],
+)
+def test_what_is_joined_with_others_is_of_their_mean_too(norm, make, shape):
+    """A layer whose output is normalized together with another's: without it, that one has another mean."""
+    torch.manual_seed(0)
+    net = Call(lambda self, x: self.norm(torch.cat([self.a(x), self.b(x)], 1)), a=make(), b=make(), norm=norm)
+    psp.parameterize(net.double().eval(), {"a": "layer"})
+    (alpha,), x = psp.structure_parameters(net).values(), torch.randn(shape).double()
+    alpha.data.zero_()
+    torch.testing.assert_close(psp.fold(copy.deepcopy(net))(x), net(x))
+    torch.testing.assert_close(psp.extract(net, x)(x), net(x))
+
+
+def test_a_normalization_of_two_layers_is_neithers_place():
+    def forward(self, x):
+        return torch.cat([self.norm(self.a(x)), self.norm(self.b(x))], 1)
+
+    net = Call(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(3, 6, 3), norm=nn.BatchNorm2d(6))
+    with pytest.warns(UserWarning, match="the α of a stand on weights"):
+        psp.parameterize(net, {"a": "channel"})
+    assert not behind(net)
+
+
+def test_a_block_that_is_called_twice_has_its_alpha_on_its_normalization():
+    def forward(self, x):
+        return self.norm(self.a(self.norm(self.a(x)).relu()))
+
+    net = psp.parameterize(Call(forward, a=nn.Conv2d(3, 3, 3), norm=nn.BatchNorm2d(3)), "channel")
+    assert list(behind(net)) == ["norm"]
+
+
+def test_filters_that_are_used_for_something_else_stay_as_they_are():
+    """An autoencoder whose decoder has the weights of its encoder."""
+
+    def forward(self, x):
+        return F.conv_transpose2d(self.b(self.norm(self.a(x)).relu()), self.a.weight)
+
+    torch.manual_seed(0)
+    net = Call(forward, a=nn.Conv2d(3, 8, 3, bias=False), norm=nn.BatchNorm2d(8), b=nn.Conv2d(8, 8, 1)).double().eval()
+    psp.parameterize(net, {"a": "channel"})
+    (alpha,), x = psp.structure_parameters(net).values(), torch.randn(2, 3, 8, 8).double()
+    alpha.data[:4] = 0.0
+    torch.testing.assert_close(psp.fold(copy.deepcopy(net))(x), net(x))
+    torch.testing.assert_close(psp.extract(net, x)(x), net(x))
+
+
+class Remembering(nn.Module):
+    """Its forward counts its calls and adds what came out last."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.calls, self.last = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), 0, None
+
+    def forward(self, x):
+        self.calls += 1
+        y = self.norm(self.a(x))
+        self.last, y = y.detach(), y if self.last is None else y + self.last
+        return y
+
+
+def test_looking_at_the_code_leaves_nothing_behind():
+    net = psp.parameterize(Remembering(), "channel")
+    assert list(behind(net)) == ["norm"]
+    assert (net.calls, net.last) == (0, None)
+
+
+def test_what_has_no_shape_yet_is_named():
+    with pytest.raises(ConfigError, match="layer '1' has no shape yet; run the network once on an example first"):
+        psp.parameterize(nn.Sequential(nn.Conv2d(3, 6, 3), nn.LazyBatchNorm2d()), "channel")

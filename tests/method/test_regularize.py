@@ -127,6 +127,26 @@ def test_l1_is_applied_once_by_an_optimizer_that_steps_through_another(tmp_path)
     assert alpha.item() == pytest.approx(1 - ETA * LAMBDA)
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Steps through another, whose groups it has."""
+
+    def __init__(self, base):
+        self.base = base
+        super().__init__(base.param_groups, {})
+
+    def step(self, closure=None):
+        self.base.step()
+
+
+def test_l1_is_applied_once_by_an_optimizer_that_has_the_groups_of_another():
+    net = psp.parameterize(nn.Linear(1, 1, bias=False), "column")
+    groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1")
+    (alpha,) = psp.structure_parameters(net).values()
+    alpha.grad = torch.zeros_like(alpha)
+    Lookahead(torch.optim.SGD(groups, lr=ETA)).step()
+    assert alpha.item() == pytest.approx(1 - ETA * LAMBDA)
+
+
 def test_bad_arguments():
     net, _ = one_alpha()
     with pytest.raises(ConfigError, match="unknown regularizer 'L2'; choose one of weight_decay, l1"):
