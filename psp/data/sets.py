@@ -25,7 +25,7 @@ class Dataset:
     """Training and test images (`psp.data.images.Images` or `psp.data.folders.Files`) and what one should know of them.
 
     Attributes:
-        mean, std: of the training pixels, per channel, in 0…255.
+        mean, std: of the training pixels, held out or not, per channel, in 0…255; of a tree those of ILSVRC2012.
         sha256: of pixels and labels; for a tree, of the names and sizes of its files.
         about: what a record says of a tree: its classes, and files that were left out or converted.
     """

@@ -15,7 +15,7 @@ from psp.extraction.ops import Op, Turn
 from psp.extraction.shapes import has_channels
 
 RESHAPES = ("view", "reshape", torch.reshape)
-FLATTENS = (*RESHAPES, torch.flatten, "flatten")
+REGROUPS = (*RESHAPES, torch.flatten, "flatten")
 
 
 class Regroup(Op):
@@ -98,7 +98,7 @@ def question(node):
 def regroup(node):
     """The rule for a node that moves its channels to another axis by a reshape; or None."""
     read = node.args[0] if node.args else None
-    if node.target not in FLATTENS or not isinstance(read, fx.Node):
+    if node.target not in REGROUPS or not isinstance(read, fx.Node):
         return None
     if not (has_channels(read) and has_channels(node)) or not _of_layer(read):
         return None

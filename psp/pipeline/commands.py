@@ -13,6 +13,7 @@ from tqdm import tqdm
 from psp import errors
 from psp.data.sets import load
 from psp.files import ROOT, read_json, write_json
+from psp.pipeline.check import check
 from psp.pipeline.notebook import execute
 from psp.pipeline.plan import parts, plan
 from psp.pipeline.profiles import load_profile
@@ -111,11 +112,12 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m psp.pipeline", description=__doc__.splitlines()[0])
     stages = parser.add_subparsers(dest="stage", required=True)
     functions = {"list": stage_list, "data": data, "plan": plans, "ahead": ahead, "train": train_stage}
-    functions |= {"sweep": sweep, "timing": timing, "figure": figure}
+    functions |= {"check": check, "sweep": sweep, "timing": timing, "figure": figure}
     for name, function in functions.items():
         stage = stages.add_parser(name, help=function.__doc__.splitlines()[0])
         stage.add_argument("profile")
         stage.set_defaults(function=function)
+    stages.choices["check"].add_argument("run")
     stages.choices["figure"].add_argument("name", choices=FIGURES)
     stages.choices["figure"].add_argument("--so-far", action="store_true", help="of the runs that have a record")
     stages.choices["timing"].add_argument("--device", choices=("cpu", "cuda"), help="only this one; both by default")

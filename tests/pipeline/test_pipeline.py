@@ -195,6 +195,10 @@ DRAWN = {"figure_1", "figure_2", "figure_3"}
         ("psp/timing/measure.py", TIMED | TABLES | {"figure_3"}),
         ("psp/frozen/lanes.c", TIMED),
         ("psp/extraction/cost.py", TIMED | {"figure_3"}),
+        ("psp/native.py", TRAINED | TIMED),
+        ("psp/models/resnet.py", TRAINED | TIMED | {"figure_3"}),
+        ("psp/method/masks.py", TRAINED | TIMED | TABLES | DRAWN),
+        ("psp/runs/record.py", TRAINED | TABLES | DRAWN),
         ("results/reference/paper_tables.csv", {"cifar_table", "ilsvrc_table"}),
         ("notebooks/figure_3_column_pruning.ipynb", {"figure_3"}),
         ("notebooks/train.ipynb", set()),
@@ -295,6 +299,7 @@ def test_a_sweep_looks_at_the_images_before_it_submits_jobs(tmp_path, monkeypatc
             (["baseline-s0"], "local", 2, ["timeout_min=5", "mem_gb=1"]),
         ),
         ("commands.timing_record", "timing demo --device cpu", (torch.device("cpu"),)),
+        ("commands.check", "check demo baseline-s0", ("baseline-s0",)),
         ("commands.execute", "figure demo figure_2 --so-far", ("figure_2_structure_parameters",)),
     ],
 )

@@ -88,19 +88,21 @@ def test_the_fingerprint_of_the_code_has_every_source_that_decides():
 
 
 def test_timing_depends_on_all_that_it_uses_and_on_nothing_else():
+    """Of runs on what is recorded of their masks, which a timing names; not on how that is read."""
     used = import_closure("import psp.timing.networks\nimport psp.timing.record")
-    assert dependencies(stages()["timing"]) == rooms(used) - set(DECIDING)
+    assert dependencies(stages()["timing"]) == rooms(used) - {"data", "runs"}
 
 
 @pytest.mark.parametrize("name", FIGURE_STAGES)
 def test_a_figure_depends_on_all_that_its_notebook_uses(name):
-    """What training uses reaches a figure through the records, and what is timed through the timings."""
+    """What trains reaches a figure through the records, and what is timed through the timings; not what reads them."""
     stage = stages()[name]
     path = ROOT / "notebooks" / f"{FIGURES[stage['cmd'].split()[-1]]}.ipynb"
     source = "".join("".join(cell["source"]).replace("%matplotlib inline", "") + "\n" for cell in cells(path))
     used = {file for file in import_closure(source) if file.split("/")[0] in ("pipeline", "report")}
     written = {d.split("/")[0] if d.startswith("report") else d for d in dependencies(stage)}
     assert {file if file.startswith("pipeline") else "report" for file in used} - {"pipeline/__init__.py"} <= written
+    assert {"method", "runs"} <= written, "by which masks and settings are read"
     records = {d for d in stage["deps"] if d.startswith("results/${") and d.endswith(("runs", "timing"))}
     assert records, "of nothing else are its numbers"
     assert f"notebooks/{path.name}" in stage["deps"]

@@ -1,0 +1,43 @@
+"""Whether a recorded run comes out again: it is trained from its seed, beside everything, and compared."""
+
+import tempfile
+
+from psp.errors import ConfigError
+from psp.runs.record import record_of
+from psp.training.train import train
+
+
+def check(profile, run):
+    """Train a run that has a record once more, into a folder that is thrown away, and compare the two, in words.
+
+    Raises ConfigError where the run has no record.
+    """
+    recorded = record_of(profile, run)
+    with tempfile.TemporaryDirectory() as checkpoints:
+        again = train(profile.config(run), checkpoints=checkpoints)
+    if again["data"] != recorded["data"]:
+        raise ConfigError(f"{run} was trained on {recorded['data']}, and the images at hand are {again['data']}")
+    return "\n".join([f"{run}:", *(f"  {line}" for line in compared(recorded, again))])
+
+
+def compared(recorded, again):
+    """Lines that compare the record of a run with that of its repetition."""
+    yield f"test error {again['test_error_pct']:.2f} %, recorded {recorded['test_error_pct']:.2f} %"
+    pruned, before = (100 * record["sparsity"]["structures"] for record in (again, recorded))
+    yield f"structures pruned {pruned:.2f} %, recorded {before:.2f} %"
+    if "weights_sha256" not in recorded:
+        yield "weights: the record, an early one, does not name them"
+    elif again["weights_sha256"] == recorded["weights_sha256"]:
+        yield "weights: the same bits"
+    else:
+        yield "weights: other bits"
+    yield f"trained here {how(again)}"
+    yield f"recorded     {how(recorded)}"
+
+
+def how(record):
+    """How a run was computed, in words: other kernels, threads and libraries round differently."""
+    origin = record["provenance"]
+    step = origin.get("step", {})
+    computed = f"by {step['kernels']} kernels in {step['precision']}" if step else "by an unknown step"
+    return f"{computed}, {origin['threads']} threads, torch {origin['versions']['torch']}, {origin['device']}"
