@@ -57,7 +57,7 @@ def locked(path, wait=True):
     Raises filelock.Timeout where another has it and `wait` is false.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0)
+    lock = FileLock(f"{path}.lock", timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:  # an OSError, too

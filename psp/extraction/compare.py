@@ -38,14 +38,16 @@ def compare(outputs, expected):
             )
 
 
-def compare_types(outputs, expected):
-    """Raise ExtractError unless the tensors of two outputs have the same types and devices."""
-    for ours, theirs in zip(_tensors(outputs), _tensors(expected), strict=True):
-        if (ours.dtype, ours.device) != (theirs.dtype, theirs.device):
-            raise ExtractError(
-                f"the smaller network gives outputs in {ours.dtype} on {ours.device}, the masked one in {theirs.dtype} "
-                f"on {theirs.device}: its forward names a type or a device; let it take those of its input"
-            )
+def have_types(network, examples):
+    """Whether a network runs on examples, as of `taken`, to outputs of the same types and on the same devices."""
+    for values, expected in examples:
+        try:
+            pairs = list(zip(_tensors(network(*values)), _tensors(expected), strict=True))
+        except Exception:  # whatever an operation raises on a type that it is not for
+            return False
+        if any((ours.dtype, ours.device) != (theirs.dtype, theirs.device) for ours, theirs in pairs):
+            return False
+    return True
 
 
 def distance(ours, theirs):

@@ -15,6 +15,7 @@ the example's.
 """
 
 import copy
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -22,7 +23,7 @@ from torch.utils._pytree import tree_map_only
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
-from psp.extraction.compare import beside, check_batch, check_finite, compare, compare_types, disagreement, taken
+from psp.extraction.compare import beside, check_batch, check_finite, compare, disagreement, have_types, taken
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import another_batch, other_sizes, twice_the_size
 from psp.extraction.explain import explanation
@@ -74,23 +75,28 @@ def extract(model, example_input):
     """
     check(model)
     inputs = as_inputs(example_input)
-    # Whatever the caller has made the default.
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
+    with plainly("cpu"), nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         smaller = smallest(model, inputs)
-        return in_its_type(smaller, model, inputs)
+    return in_its_type(smaller, model, inputs)
+
+
+@contextmanager
+def plainly(device_type):
+    """Without what a caller may have switched on: gradients, inference mode, autocast."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def smallest(model, inputs):
     """What `extract` returns, in float64 on the CPU, and compared with `model` there."""
-    masked = copied(model).to("cpu", torch.float64)
-    shown = [inputs, beside(inputs)]
-    expected = [masked(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
-    check_finite(expected[0])
-    fold(masked)
+    masked, itself = fold(copied(model)).to("cpu", torch.float64), copied(model).to("cpu", torch.float64)
     headless, all_heads = drop_heads(masked, inputs)
     network = trace(headless, inputs)
     network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
+    shown = [inputs, beside(inputs)]
+    expected = [itself(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
+    check_finite(expected[0])
     batch, sizes = taken(masked, [another_batch(shown[1])]), taken(masked, other_sizes(shown[1]))
     sizes = sizes or taken(masked, [twice_the_size(shown[1])])
     make_pure(network)
@@ -126,22 +132,32 @@ def copied(model):
 
 
 def in_its_type(smaller, model, inputs):
-    """`smaller` of the type and on the device of `model`, run once there.
+    """`smaller` of the type and on the device of `model`, and tried there.
 
-    What its code asked of its parameters, their type and device, was answered for float64 on the CPU.
+    What its code asked of its parameters, their type and device, was answered for float64 on the CPU: where it does not
+    run so, these become the model's. Raises ExtractError where its outputs have other types even then.
     """
     like = next(p for p in model.parameters() if p.is_floating_point())
-    there = {torch.float64: like.dtype, torch.device("cpu"): like.device}
-    for node in smaller.graph.nodes:
-        args, kwargs = tree_map_only((torch.dtype, torch.device), lambda x: there.get(x, x), (node.args, node.kwargs))
-        if (args, kwargs) != (node.args, node.kwargs):
-            node.args, node.kwargs = args, kwargs
-    smaller.recompile()
-    smaller = smaller.to(like.device, like.dtype)
-    own = [x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for x in inputs]
-    for values, expected in taken(copied(model), [own]):
-        compare_types(smaller(*values), expected)
+    with plainly(like.device.type):
+        smaller = smaller.to(like.device, like.dtype)
+        own = [x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for x in inputs]
+        tried = taken(copied(model), [own])
+        if not have_types(smaller, tried):
+            answer_for(smaller, {torch.float64: like.dtype, torch.device("cpu"): like.device})
+            if not have_types(smaller, tried):
+                raise ExtractError(
+                    f"the smaller network does not give its outputs in the types of the masked one, in {like.dtype} on "
+                    f"{like.device}: its forward names types or devices; let it take those of its input"
+                )
     return smaller
+
+
+def answer_for(network, meant):
+    """Replace types and devices in the arguments of its operations by what was `meant`, a mapping, in place."""
+    for node in network.graph.nodes:
+        given = node.args, node.kwargs
+        node.args, node.kwargs = tree_map_only((torch.dtype, torch.device), lambda x: meant.get(x, x), given)
+    network.recompile()
 
 
 @torch.no_grad()

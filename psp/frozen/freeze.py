@@ -23,7 +23,7 @@ from psp.frozen.measure import shortest
 from psp.frozen.pixels import Pixels, library
 from psp.frozen.planner import Planner
 from psp.frozen.ways import MACROS
-from psp.kernels.cpu import threads
+from psp.kernels.cpu import parallel, team_size
 from psp.method.attach import parametrizations
 
 
@@ -61,13 +61,12 @@ class Frozen:
             raise KernelError(f"freeze is for images N×C×H×W on the CPU in float32 or bfloat16, not for {given}")
         plan = Planner(prepared(network, self.shape), *self.shape)
         self.flat = plan.result.flat
-        self.chosen = {}
+        self.chosen, self.alone = {}, not (parallel() and team_size())
         self.unlock()
         ALL.add(self)
         self.ways = [make(plan, self.shape, dtype) for make, dtype in available(self.dtype)]
         self.seconds = dict(zip(self.ways, shortest(list(map(self.example, self.ways))), strict=True))
 
-    @torch.compiler.disable  # which calls it between what it compiles
     def __call__(self, x):
         """The outputs of N×C×H×W. Raises ConfigError for images that it was not frozen for."""
         if torch.jit.is_tracing() or isinstance(x, FakeTensor):
@@ -83,7 +82,7 @@ class Frozen:
 
     def way(self, images):
         """How a batch of so many images is run on PyTorch's threads; `str` of it says it in words."""
-        case = images, threads()
+        case = images, self.threads
         with self.lock:
             if case not in self.chosen:
                 self.chosen[case] = min(self.ways, key=lambda way: self.seconds[way] * way.rounds(*case))
@@ -92,8 +91,13 @@ class Frozen:
     def run(self, way, x):
         """The outputs of N×C×H×W, by one of `ways`."""
         with self.lock:
-            y = way(x, threads()).to(self.dtype).permute(0, 3, 1, 2)
+            y = way(x, self.threads).to(self.dtype).permute(0, 3, 1, 2)
         return y.flatten(1) if self.flat else y
+
+    @property
+    def threads(self):
+        """PyTorch's, or one where another runtime than the one that we know starts them."""
+        return 1 if self.alone else torch.get_num_threads()
 
     def unlock(self):
         """Give it a new lock, of what was chosen and of the ways: in a child process the old one may be held always."""

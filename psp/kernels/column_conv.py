@@ -52,6 +52,7 @@ def column_conv2d(x, weight, channels, taps, bias=None, *, kernel_size, stride=1
         return handle_torch_function(column_conv2d, (x,), x, weight, channels, taps, bias, **options, relu=relu)
     arguments = (x, weight, channels, taps, bias, *map(pair, (kernel_size, stride, padding, dilation)), relu)
     if any(t is not None and unpack_dual(t).tangent is not None for t in (x, weight, bias)):
+        check_columns(x, channels, taps, arguments[5])
         return reference(*arguments)  # which PyTorch differentiates forwards, too
     if torch.onnx.is_in_onnx_export():  # ONNX has no such operator, but a convolution with zeros
         return reference(*arguments)
@@ -106,6 +107,12 @@ def dense(weight, channels, taps, in_channels, kernel_size):
     return filled.permute(2, 0, 1).reshape(weight.shape[0], in_channels, *kernel_size)
 
 
+def check_columns(x, channels, taps, kernel_size):
+    """Raise ConfigError for negative numbers, which PyTorch would count from the end; a GPU is not waited for."""
+    if channels.device.type == "cpu" and channels.numel() and min(channels.min(), taps.min()) < 0:
+        raise out_of_range(x.shape[1], kernel_size)
+
+
 def out_of_range(channels, kernel_size):
     """The ConfigError for a column that the input does not have."""
     return ConfigError(f"a column lies outside the {channels} input channels or the kernel positions of {kernel_size}")
@@ -115,8 +122,7 @@ def on_cpu(x, weight, channels, taps, bias, kernel_size, stride, padding, dilati
     """The operator in C where that can run, else the reference."""
     arguments = (x, weight, channels, taps, bias, kernel_size, stride, padding, dilation)
     if not same_dtype((torch.float32,), x, weight, bias) or not cpu.available():
-        if channels.numel() and min(channels.min(), taps.min()) < 0:  # which PyTorch would count from the end
-            raise out_of_range(x.shape[1], kernel_size)
+        check_columns(x, channels, taps, kernel_size)
         return reference(*arguments, relu)
     out = fake(*arguments, relu)
     if not cpu.run(out, *arguments, relu):

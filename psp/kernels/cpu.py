@@ -76,11 +76,6 @@ def team_size():
     return _of_openmp("omp_get_num_threads")
 
 
-def threads():
-    """On how many threads kernels run that the runtime starts: PyTorch's, or one where the runtime is another."""
-    return torch.get_num_threads() if parallel() and team_size() else 1
-
-
 @cache
 def _of_openmp(name):
     for library in (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*"):

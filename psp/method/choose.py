@@ -162,7 +162,8 @@ class Tracer(fx.Tracer):
     """One for which layers and normalizations of the user's own are as torch's, whose subclasses they are."""
 
     def is_leaf_module(self, module, name):
-        plain = isinstance(module, LAYERS) and not list(module.children())
+        inside = [name for name, _ in module.named_children() if name not in ("structure", "parametrizations")]
+        plain = isinstance(module, LAYERS) and not inside
         return plain or isinstance(module, NORMALIZATIONS) or super().is_leaf_module(module, name)
 
 

@@ -2,22 +2,42 @@
 
 import tempfile
 
+import torch
+
+from psp.data.sets import load
 from psp.errors import ConfigError
 from psp.runs.record import record_of
+from psp.training.fast import can_build
 from psp.training.train import train
 
 
 def check(profile, run):
     """Train a run that has a record once more, into a folder that is thrown away, and compare the two, in words.
 
-    Raises ConfigError where the run has no record.
+    By the same number of threads and, where this machine has it, the same step, on the same kind of device. Raises
+    ConfigError, before any training, where the run has no record or the images at hand are others.
     """
     recorded = record_of(profile, run)
-    with tempfile.TemporaryDirectory() as checkpoints:
-        again = train(profile.config(run), checkpoints=checkpoints)
-    if again["data"] != recorded["data"]:
-        raise ConfigError(f"{run} was trained on {recorded['data']}, and the images at hand are {again['data']}")
+    config, found = profile.config(run), load(profile.config(run).dataset).summary()
+    if found != recorded["data"]:
+        raise ConfigError(f"{run} was trained on {recorded['data']}, and the images at hand are {found}")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(recorded["provenance"]["threads"])
+        with tempfile.TemporaryDirectory() as checkpoints:
+            again = train(config, checkpoints=checkpoints, **way(recorded["provenance"]))
+    finally:
+        torch.set_num_threads(before)
     return "\n".join([f"{run}:", *(f"  {line}" for line in compared(recorded, again))])
+
+
+def way(origin):
+    """Device and step of a provenance as arguments of `psp.train`; of a GPU, which this machine may lack, neither."""
+    step = origin.get("step", {})
+    if not origin["device"].endswith("cores"):
+        return {}
+    here = step and step["kernels"] in ("plain", *can_build())
+    return {"device": "cpu", "step": step if here else None}
 
 
 def compared(recorded, again):

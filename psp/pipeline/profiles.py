@@ -34,15 +34,12 @@ NAME = re.compile(r"[\w-]+")  # of a run: its name is that of a stage of DVC and
 class Once(yaml.SafeLoader):
     """YAML in which a name that stands twice is an error: the first of the two would be lost."""
 
-
-def _mapping(loader, node):
-    names = Counter(key.value for key, _ in node.value)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise yaml.constructor.ConstructorError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
-    return yaml.SafeLoader.construct_yaml_map(loader, node)
-
-
-Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        names = Counter(key.value for key, _ in node.value if key.tag == "tag:yaml.org,2002:str")
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise yaml.composer.ComposerError(None, None, f"{', '.join(twice)} stands twice", node.start_mark)
+        return node
 
 
 @dataclass(frozen=True)

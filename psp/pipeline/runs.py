@@ -67,7 +67,7 @@ def ahead(profile, jobs):
     A run that fails, or whose images are not here, is left to `dvc repro`, which says so again.
     """
     if jobs < 0:
-        raise ConfigError(f"--jobs must be at least 1, got {jobs}")
+        raise ConfigError(f"--jobs must be at least 1, or 0 for one a core, got {jobs}")
     jobs = jobs or (cores_of_one() if own_device().type == "cpu" else 1)
     threads = share_of_threads(jobs)
     torch.set_num_threads(threads)  # what is measured for the plan is what will run

@@ -93,7 +93,10 @@ class RunConfig:
             value = getattr(self, field.name)
             _check_type(field, value)
             if "float" in str(field.type) and value is not None:  # 1 and 1.0 are one setting, and one run
-                object.__setattr__(self, field.name, float(value))
+                try:
+                    object.__setattr__(self, field.name, float(value))
+                except OverflowError as error:
+                    raise ConfigError(f"{field.name} must be a finite number, got more than a float holds") from error
         check_dataset(self.dataset)
         check_model(self.model)
         check_structure(self.structure)

@@ -41,7 +41,7 @@ class Checkpoint:
                 yield
         except Timeout as error:
             raise CheckpointError(
-                f"another process trains this run, whose state is in {self.folder}: wait for it, or end it"
+                f"another process trains this run, and has the lock {error.lock_file}: wait for it, or end it"
             ) from error
 
     def save(self, state):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from psp.errors import KernelError, in_short
+from psp.errors import ConfigError, KernelError, in_short
 from psp.files import locked, write_json
 from psp.training import fused, tiles
 
@@ -64,6 +64,14 @@ def ways(device):
     else:  # such as "mps", which we never saw: what PyTorch itself promises everywhere
         pairs = [("float32", "plain")]
     return [{"precision": precision, "kernels": kernels} for precision, kernels in pairs]
+
+
+def check_way(step, device):
+    """The choice that `step`, such as a record's, names. Raises ConfigError unless it is one of `ways(device)`."""
+    way = {name: step.get(name) for name in ("precision", "kernels")}
+    if way not in ways(device):
+        raise ConfigError(f"a step on {device.type} is one of {ways(device)}, not {way}")
+    return way
 
 
 def can_build():
@@ -140,17 +148,18 @@ def deterministic():
     So long, too, lasts the number of threads that a checkpoint brings: sums depend on it.
     """
     enabled, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled, tf32 = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cudnn.allow_tf32
-    threads = torch.get_num_threads()
+    filled, threads = torch.utils.deterministic.fill_uninitialized_memory, torch.get_num_threads()
+    convolutions = torch.backends.cudnn.conv
+    short = convolutions.fp32_precision
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it; read when CUDA starts
     torch.use_deterministic_algorithms(True)
     # Otherwise every new tensor is filled with NaN first, a tenth of a step's time. Nothing here reads such memory.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.backends.cudnn.allow_tf32 = False  # float32 is no shorter number on a GPU, either
+    convolutions.fp32_precision = "ieee"  # float32 is no shorter number on a GPU, either
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(enabled, warn_only=warn)
         torch.utils.deterministic.fill_uninitialized_memory = filled
-        torch.backends.cudnn.allow_tf32 = tf32
+        convolutions.fp32_precision = short
         torch.set_num_threads(threads)

@@ -19,14 +19,14 @@ from psp.training.checkpoint import Checkpoint, file_sha256, weights_file
 from psp.training.distributed import own_device, processes
 from psp.training.epoch import State, check_finite, train_epoch
 from psp.training.evaluate import errors_pct
-from psp.training.fast import Network, can_build, deterministic, fastest, remembered, ways
+from psp.training.fast import Network, can_build, check_way, deterministic, fastest, remembered, ways
 from psp.training.memory import keep_memory
 
 # Steps of one trial when the way to compute them is chosen: on a GPU many, of which the first record its CUDA graphs.
 TRIAL_STEPS, TRIAL_STEPS_ON_CPU = 10, 1
 
 
-def train(config, *, checkpoints="checkpoints", device=None, progress=True):
+def train(config, *, checkpoints="checkpoints", device=None, progress=True, step=None):
     """Train one run to its end, from its last checkpoint if there is one; returns its record, a JSON-ready dict.
 
     A run that is finished already is not trained again: its record is returned as it is. Under `torchrun` its
@@ -38,6 +38,8 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
         checkpoints: folder in which the run keeps its state after every epoch and its final weights.
         device: a torch device; by default the GPU if there is one.
         progress: show a progress bar with loss, error, sparsity and time left.
+        step: how a step is computed, "precision" and "kernels" as in a record's provenance, to repeat its run; chosen
+            by a short measurement otherwise (`psp.training.fast`).
 
     Raises:
         ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit, a
@@ -46,30 +48,33 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True):
     """
     config = RunConfig.of(config)
     device = own_device(device)
+    if step is not None:
+        step = check_way(step, device)
     with processes(device) as together:
-        return train_together(config, checkpoints, device, progress, together)
+        return train_together(config, checkpoints, device, progress, step, together)
 
 
-def train_together(config, checkpoints, device, progress, together):
+def train_together(config, checkpoints, device, progress, step, together):
     """What `train` does in each of the processes `together`."""
     together.parts(config.micro_batches)
     with torch.device("meta"):
-        build_model(config, num_classes=1)  # raises ConfigError for what no such network has, before images are read
+        build_model(config, num_classes=10)  # raises ConfigError for what no such network has, before images are read
     data = together.first(lambda: load(config.dataset)).to(device)
     training, validation = data.hold_out(config.holdout)
     steps = steps_per_epoch(config, training)
     checkpoint = Checkpoint(checkpoints, config, data.sha256)
-    finished = together.share(checkpoint.finished_record())
-    if finished:  # before: the test set is not read a second time
-        return finished
     origin = provenance(device)  # of the code as it is now, whatever is edited while the run goes on
     with nullcontext() if together.rank else checkpoint.alone(), deterministic():
+        finished = together.share(checkpoint.finished_record())
+        if finished:  # before: the test set is not read a second time
+            return finished
         state = start(config, data.num_classes, device)
         restored = checkpoint.restore(state)
         together.agree(state.epoch if restored else None)
         if not restored:
             own = shared_by(config, together)
-            state.choice = together.share(None if together.rank else chosen(own, training, data, device, checkpoints))
+            choose_first = partial(chosen, own, training, data, device, checkpoints)
+            state.choice = step or together.share(None if together.rank else choose_first())
         state.processes = together
         compute_as_chosen(state)
         origin |= {"step": state.choice, "processes": together.count, "threads": torch.get_num_threads()}
@@ -82,8 +87,8 @@ def train_together(config, checkpoints, device, progress, together):
         errors = errors_pct(state.model, data.test, data, config, together)
         weights = weights_file(state.model)
         record = make_record(config, data, state, errors, file_sha256(weights), origin)
-    if not together.rank:
-        checkpoint.finish(weights, record)
+        if not together.rank:
+            checkpoint.finish(weights, record)
     return record
 
 

@@ -55,10 +55,30 @@ def test_what_the_code_asks_of_its_parameters_type_is_answered_for_the_one_they_
     assert difference(net, smaller, x) < (0.05 if dtype == torch.bfloat16 else 1e-6)
 
 
-def test_another_type_than_the_networks_is_refused():
-    net = prune_channels(Call(lambda self, x: self.b(self.a(x)).to(torch.float64), **layers()), a=[1])
-    with pytest.raises(ExtractError, match=r"in torch\.float32 .* the masked one in torch\.float64 .*names a type"):
+def more_exactly(self, x):
+    return self.b(self.a(x)).to(torch.float64).logsumexp(1)
+
+
+def test_a_type_that_the_code_names_is_that_type():
+    net = prune_channels(Call(more_exactly, **layers()), a=[1, 2, 5])
+    smaller, x = psp.extract(net, images()), images()
+    assert smaller(x).dtype == torch.float64
+    assert difference(net, smaller, x) < 1e-6
+
+
+def test_where_the_two_cannot_be_told_apart_it_is_said():
+    def forward(self, x):
+        return in_its_own_type(self, x).to(torch.float64)
+
+    net = prune_channels(Call(forward, **layers()), a=[1])
+    with pytest.raises(ExtractError, match=r"in torch\.float32 on cpu: its forward names types or devices"):
         psp.extract(net, images())
+
+
+def test_autocast_is_the_callers():
+    net = prune_channels(Starred(), b=[0, 1, 2, 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(p.dtype == torch.float32 for p in psp.extract(net, images()).parameters())
 
 
 @pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.device("meta")])

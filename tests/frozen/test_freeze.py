@@ -364,8 +364,13 @@ def test_images_that_have_no_numbers_of_their_own_in_memory():
 def test_a_child_process_does_not_wait_for_a_call_of_its_parent():
     net, x = nn.Sequential(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
     frozen = freeze(net, x)
+
+    def call():
+        torch.set_num_threads(1)  # a child has none of its parent's
+        frozen(x)
+
     with frozen.lock:
-        child = multiprocessing.get_context("fork").Process(target=frozen.way, args=(2,))
+        child = multiprocessing.get_context("fork").Process(target=call)
         child.start()
         child.join(60)
     assert child.exitcode == 0

@@ -466,6 +466,7 @@ def test_layers_and_normalizations_of_ones_own_are_as_those_they_are_made_from()
     net.eval()
     smaller = psp.extract(net, x)
     assert smaller.get_submodule("0").out_channels == 4
+    assert not psp.fold(copy.deepcopy(net))[0].weight[:2].any()
     torch.testing.assert_close(smaller(x), net(x))
 
 

@@ -299,6 +299,10 @@ def test_a_profile_that_is_no_yaml_and_a_run_that_sets_nothing(monkeypatch, tmp_
     (tmp_path / "params.yaml").write_text(content.replace("  baseline:", "  baseline: {}\n  baseline:", 1))
     with pytest.raises(ConfigError, match=r"params\.yaml is no YAML: baseline stands twice"):
         load_profile("demo")
+    merged = content.replace("defaults:\n", "defaults: &shared\n", 1)
+    merged = merged.replace("cifar:\n  defaults:\n", "cifar:\n  defaults:\n    <<: *shared\n")
+    (tmp_path / "params.yaml").write_text(merged)
+    assert load_profile("demo/cifar").runs
     (tmp_path / "params.yaml").write_text(content.replace("ilsvrc:\n", "ilsvrc:\n  seeds: [1]\n", 1))
     with pytest.raises(ConfigError, match=r"params\.yaml, section ilsvrc: nothing reads 'seeds'"):
         load_profile("demo/ilsvrc")

@@ -135,7 +135,7 @@ def test_a_timing_record_that_is_missing_or_damaged_is_named_with_the_remedy(tmp
 
 def test_times_of_earlier_masks_are_refused(monkeypatch, tmp_path):
     masks = {"masks": {"a": {"shape": [1], "bits": "gA=="}}}
-    monkeypatch.setattr("psp.timing.record.read_record", lambda _: masks)
+    monkeypatch.setattr("psp.timing.record.record_of", lambda *_: masks)
     monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
     profile = Profile("p", {"r": None})
     network = {"name": "r", "masks": "trained", "masks_sha256": masks_sha256(masks)}
@@ -148,7 +148,7 @@ def test_times_of_earlier_masks_are_refused(monkeypatch, tmp_path):
 
 def test_a_gpu_record_from_elsewhere_stays_as_long_as_its_networks_do(monkeypatch):
     masks = {"masks": {"a": {"shape": [1], "bits": "gA=="}}}
-    monkeypatch.setattr("psp.timing.record.read_record", lambda _: masks)
+    monkeypatch.setattr("psp.timing.record.record_of", lambda *_: masks)
     profile = Profile("p", {"r": None}, TimingConfig.of(SETTINGS | {"runs": ["r"]}, ["r"]))
     earlier = {
         "settings": profile.timing.as_dict(),
