@@ -89,7 +89,8 @@ def plainly(device_type):
 
 def smallest(model, inputs):
     """What `extract` returns, in float64 on the CPU, and compared with `model` there."""
-    masked, itself = fold(copied(model)).to("cpu", torch.float64), copied(model).to("cpu", torch.float64)
+    itself = copied(model).to("cpu", torch.float64)
+    masked = fold(copied(itself))
     headless, all_heads = drop_heads(masked, inputs)
     network = trace(headless, inputs)
     network.meta["all heads"] = all_heads
