@@ -100,10 +100,11 @@ def test_a_seed_without_its_dense_network_leaves_the_difference_open():
 def test_the_rows_of_the_main_profile_stand_before_those_of_its_section(tmp_path, monkeypatch):
     monkeypatch.setattr("psp.pipeline.profiles.ROOT", tmp_path)
     settings = dict.fromkeys(("batches", "backends", "precisions", "runs", "skip", "structures", "sparsities"), ())
-    runs = {name: RunConfig() for name in RECORDS}
-    config = TimingConfig(**settings, model="resnet18", random_batch=64)
-    profiles = [Profile("small", runs, config), Profile("small/cifar", runs, config)]
-    for profile, dataset, seconds in zip(profiles, ("cifar10", "cifar100"), (0.5, 0.25), strict=True):
+    config, profiles = TimingConfig(**settings, model="resnet18", random_batch=64), []
+    for name, dataset, seconds in (("small", "cifar10", 0.5), ("small/cifar", "cifar100", 0.25)):
+        runs = {run: RunConfig.of({**own["config"], "dataset": dataset}) for run, own in RECORDS.items()}
+        profile = Profile(name, runs, config)
+        profiles.append(profile)
         for run, own in RECORDS.items():
             elsewhere = {**own, "schema": SCHEMA, "config": {**own["config"], "dataset": dataset}}
             write_json(sealed(elsewhere), profile.record_path(run))

@@ -132,7 +132,10 @@ def test_a_run_goes_on_with_the_threads_that_it_began_with(tmp_path, never_kille
 
 def test_a_run_that_another_process_trains_is_refused(tmp_path):
     path = checkpoint_path(tmp_path)
-    with locked(path), pytest.raises(CheckpointError, match="another process trains this run, whose state is in "):
+    with (
+        locked(path),
+        pytest.raises(CheckpointError, match=r"another process trains this run, and has the lock .*: wait"),
+    ):
         train(CONFIG, tmp_path)
     assert not path.exists()
 
