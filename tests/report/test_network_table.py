@@ -1,5 +1,7 @@
 """The tables of networks: which rows they have, means over seeds, what was timed, and what is known of the paper."""
 
+import copy
+
 import pandas as pd
 import pytest
 
@@ -9,7 +11,7 @@ from psp.pipeline.profiles import Profile, in_table, load_profile
 from psp.report.network_table import network_table, read_table
 from psp.report.paper_tables import DENSE
 from psp.runs.config import RunConfig
-from psp.runs.record import SCHEMA
+from psp.runs.record import SCHEMA, with_place
 from psp.timing.networks import masks_sha256
 from psp.timing.settings import NO_GPU, TimingConfig
 
@@ -102,7 +104,8 @@ def test_the_rows_of_the_main_profile_stand_before_those_of_its_section(tmp_path
     settings = dict.fromkeys(("batches", "backends", "precisions", "runs", "skip", "structures", "sparsities"), ())
     config, profiles = TimingConfig(**settings, model="resnet18", random_batch=64), []
     for name, dataset, seconds in (("small", "cifar10", 0.5), ("small/cifar", "cifar100", 0.25)):
-        runs = {run: RunConfig.of({**own["config"], "dataset": dataset}) for run, own in RECORDS.items()}
+        placed = {run: with_place(copy.deepcopy(own))["config"] for run, own in RECORDS.items()}
+        runs = {run: RunConfig.of({**own, "dataset": dataset}) for run, own in placed.items()}
         profile = Profile(name, runs, config)
         profiles.append(profile)
         for run, own in RECORDS.items():
