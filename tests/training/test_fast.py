@@ -9,7 +9,7 @@ import torch
 from machine import HAS_CXX, HAS_TILES
 
 import psp
-from psp.errors import CheckpointError, KernelError
+from psp.errors import CheckpointError, ConfigError, KernelError
 from psp.method.attach import parametrizations
 from psp.runs.config import RunConfig
 from psp.training import train as training
@@ -167,6 +167,15 @@ def test_what_was_chosen_for_a_kind_of_run_is_measured_once(tmp_path):
     for round, useless in ((2, "{"), (3, "[]")):
         path.write_text(useless)
         assert remembered(path, ["digits", 32], measure)["round"] == round
+
+
+def test_a_step_that_is_named_is_not_chosen(tmp_path, monkeypatch, few_digits):
+    monkeypatch.setattr("psp.training.train.choose", None)
+    step = {"precision": "bfloat16", "kernels": "plain"}
+    record = psp.train(CONFIG, checkpoints=tmp_path, device="cpu", progress=False, step={**step, "left_out": {}})
+    assert record["provenance"]["step"] == step
+    with pytest.raises(ConfigError, match=r"a step on cpu is one of .* not {'precision': 'float16', 'kernels': None}"):
+        psp.train(CONFIG, checkpoints=tmp_path, device="cpu", progress=False, step={"precision": "float16"})
 
 
 def test_a_new_run_is_computed_without_kernels_where_their_compiler_is_gone(tmp_path, monkeypatch, few_digits):
