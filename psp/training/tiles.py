@@ -19,7 +19,7 @@ from psp.training.fused import NormReLU, fuse, has_hooks, like, pointer
 SOURCE = Path(__file__).with_name("tiles.cpp")
 OPTIONS = ("-O3", "-fopenmp", "-std=c++17")
 CHANNELS = 16  # a multiple of which the kernels take
-PARTS = 8  # as in tiles.cpp
+PARTS = 8  # as in tiles.h
 NEEDED = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "bias": None}
 
 
