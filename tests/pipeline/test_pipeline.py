@@ -299,7 +299,7 @@ def test_a_sweep_looks_at_the_images_before_it_submits_jobs(tmp_path, monkeypatc
             (["baseline-s0"], "local", 2, ["timeout_min=5", "mem_gb=1"]),
         ),
         ("commands.timing_record", "timing demo --device cpu", (torch.device("cpu"),)),
-        ("commands.check", "check demo baseline-s0", ("baseline-s0",)),
+        ("check.record_of", "check demo baseline-s0", ("baseline-s0",)),
         ("commands.execute", "figure demo figure_2 --so-far", ("figure_2_structure_parameters",)),
     ],
 )
