@@ -60,4 +60,5 @@ def how(record):
     origin = record["provenance"]
     step = origin.get("step", {})
     computed = f"by {step['kernels']} kernels in {step['precision']}" if step else "by an unknown step"
-    return f"{computed}, {origin['threads']} threads, torch {origin['versions']['torch']}, {origin['device']}"
+    threads = f"{origin['threads']} thread{'s' * (origin['threads'] != 1)}"
+    return f"{computed}, {threads}, torch {origin['versions']['torch']}, {origin['device']}"
