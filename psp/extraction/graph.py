@@ -110,8 +110,8 @@ def calls(network):
     called = [node.target for node in network.graph.nodes if node.op == "call_module"]
     count = Counter(called)
     for name in called:
-        inside = dict(network.get_submodule(name).named_modules(prefix=name)) if name else {}
-        count.update(inside.keys() - {name})
+        inside = network.get_submodule(name).named_modules(prefix=name)
+        count.update(inner for inner, _ in inside if inner != name)
     count.update(node.target.rpartition(".")[0] for node in network.graph.nodes if node.op == "get_attr")
     return count
 
