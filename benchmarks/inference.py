@@ -5,9 +5,10 @@
 Columns (80 %) or channels (50 %) are pruned at random. All variants of a batch size take turns, after a short rest, so
 that no engine's threads disturb the next one's. First of the ratios is what sparsity itself brings: our own frozen
 dense network against the pruned one, each in the type that is faster for it; then the fastest dense network of all
-other engines against the pruned one's fastest variant. Beside them the floor of each precision: the time to move the
-values (each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a
-large matrix product measured in the same run; layers that fuse and stay in the cache can be faster than the former.
+other engines against the pruned one's fastest variant. Beside them, of each precision, the time to move the values
+(each layer reads and writes its maps once) and to compute the products, at the speeds of a large copy and of a large
+matrix product measured in the same run; layers that fuse and stay in the cache can be faster than the one, other code
+than the other.
 `--without-amx` measures what a processor without AMX would do, on one that has it: oneDNN is told so by
 ONEDNN_MAX_CPU_ISA, psp.freeze by PSP_WITHOUT_AMX. OpenVINO has no such switch and is left out.
 """
@@ -99,7 +100,7 @@ def repeat(call, number):
     return time.perf_counter() - began
 
 
-def report(batch, networks, times, floors):
+def report(batch, networks, times, at_roof):
     """Print the table and the ratios of one batch size."""
     median = {name: statistics.median(values) for name, values in times.items()}
     print(f"\n## Batch {batch}: ms, medians (quartiles)\n")
@@ -109,13 +110,13 @@ def report(batch, networks, times, floors):
     for network in networks:
         cells = [cell(times.get((network, *variant))) for variant in variants]
         print(f"| {network} | " + " | ".join(cells) + " |")
-    print("\n| | against our own dense | against the fastest dense | floors f32: bytes, products | bf16 |")
+    print("\n| | against our own dense | against the fastest dense | at the speed of a copy, a product: f32 | bf16 |")
     print("|---" * 5 + "|")
     other = min((n for n in median if n[0] == "dense" and n[1] != OURS), key=median.get)
     own = {name: min(median[n] for n in median if n[:2] == (name, OURS)) for name in networks}
     for name in networks:
         fastest = min((n for n in median if n[0] == name), key=median.get)
-        shown = [f"{1e3 * f['memory_s']:.2f}, {1e3 * f['arithmetic_s']:.2f} ms" for f in floors[name]]
+        shown = [f"{1e3 * f['memory_s']:.2f}, {1e3 * f['arithmetic_s']:.2f} ms" for f in at_roof[name]]
         against = f"{median[other] / median[fastest]:.2f} × ({NAMES.get(fastest[1], fastest[1])} {fastest[2]})"
         print(f"| {name} | {own['dense'] / own[name]:.2f} × | {against} | " + " | ".join(shown) + " |")
     name = f"{NAMES.get(other[1], other[1])} {other[2]}"
@@ -126,7 +127,9 @@ def report(batch, networks, times, floors):
 def cell(values):
     if values is None:
         return "–"
-    low, median, high = statistics.quantiles(values, n=4)
+    from psp.timing.measure import quartiles
+
+    median, low, high = quartiles(values)
     return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
@@ -139,13 +142,15 @@ def ways(calls, batch):
 
 def main():
     options = CHOSEN.parse_args()
+    if options.rounds < 2:
+        CHOSEN.error("--rounds must be at least 2: quartiles need several")
     if options.without_amx:  # before any library is loaded that reads it
         os.environ |= {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16", "PSP_WITHOUT_AMX": "1"}
     import torch
 
     import psp
     from psp.runs.provenance import device_name, git_commit
-    from psp.timing.floor import floors
+    from psp.timing.roofline import roofline_seconds
     from psp.timing.settings import PRECISIONS
     from psp.timing.work import measure_limits, work
 
@@ -156,7 +161,8 @@ def main():
     if options.without_amx:
         print(LEFT_OUT)
     networks = pruned_networks()
-    psp.freeze(networks["dense"], torch.zeros(1, 3, 32, 32))  # fails here, with the reason, if it cannot run
+    for network in networks.values():
+        psp.freeze(network, torch.zeros(1, 3, 32, 32))  # fails here, with the reason, if it cannot run
     limits = measure_limits(torch.device("cpu"))
     for batch in BATCHES:
         images = torch.randn(batch, 3, 32, 32)
@@ -164,8 +170,9 @@ def main():
         before = together(options.threads)
         times = in_turns(calls, options.rounds, CALLS[batch])
         after = together(options.threads)
-        least = {n: [floors(work(net, images), limits, p) for p in PRECISIONS] for n, net in networks.items()}
-        report(batch, networks, times, least)
+        done = {name: work(network, images) for name, network in networks.items()}
+        at_roof = {name: [roofline_seconds(own, limits, p) for p in PRECISIONS] for name, own in done.items()}
+        report(batch, networks, times, at_roof)
         print(f"{options.threads} threads multiply {before:.2f} (before) and {after:.2f} (after) times as fast as one.")
         print()
         ways(calls, batch)

@@ -17,13 +17,11 @@ from psp.timing.measure import alternate
 BATCH = 128
 
 
-def make_step(model, device):
-    """A function that trains `model` by one step on random images."""
-    model.to(device, memory_format=torch.channels_last).train()
+def make_step(model, images, labels):
+    """A function that trains `model` by one step."""
+    model.to(images.device, memory_format=torch.channels_last).train()
     structure_decay = 1e-4 if psp.structure_parameters(model) else 0.0
     optimizer = torch.optim.SGD(psp.param_groups(model, 5e-4, structure_decay), lr=0.01, momentum=0.9)
-    images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
-    labels = torch.randint(10, (BATCH,), device=device)
 
     def step():
         optimizer.zero_grad()
@@ -38,10 +36,12 @@ def main(arguments=None):
     parser.add_argument("--model", default="resnet56")
     options = parser.parse_args(arguments)
     device, threads = torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.get_num_threads()
-    steps = {"dense": make_step(psp.create_model(options.model), device)}
+    images = torch.randn(BATCH, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(10, (BATCH,), device=device)
+    steps = {"dense": make_step(psp.create_model(options.model), images, labels)}
     for structure in [s for s in ALPHA_SHAPE if s != "layer"]:
         model = psp.parameterize(psp.create_model(options.model), structure, skip=("conv1", "fc"))
-        steps[structure] = make_step(model, device)
+        steps[structure] = make_step(model, images, labels)
     times = alternate(steps, device, threads)
     print(f"{options.model}, batch {BATCH}, float32, {device_name(device)}, {threads} threads; commit {git_commit()}")
     for name, (median, low, high) in times.items():

@@ -6,6 +6,7 @@ at each batch size.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import torch
@@ -14,12 +15,13 @@ from peers import narrowed
 import psp
 from psp.data.images import SIDE
 from psp.extraction.extract import fold_batchnorm
-from psp.files import read_json, write_json
+from psp.files import read_json, sealed, write_json
 from psp.report.peers import DAMAGED, read_peer
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
 from psp.timing.networks import left_by
 from psp.timing.record import make_variants, time_batch
+from psp.timing.work import nonzero_macs
 
 BATCHES = (1, 64)
 SETTINGS = {
@@ -36,7 +38,7 @@ def network(path):
 
 
 def timed(networks, settings=SETTINGS, batches=BATCHES):
-    """The record of timing `networks`, {name: network}: costs, and all times as `psp.timing.record` has them."""
+    """What was measured of `networks`, {name: network}: costs, and all times as `psp.timing.record` has them."""
     timings, unavailable = [], []
     for batch in batches:
         images, made = torch.randn(batch, 3, SIDE, SIDE), {}
@@ -47,6 +49,7 @@ def timed(networks, settings=SETTINGS, batches=BATCHES):
     image = torch.zeros(1, 3, SIDE, SIDE)
     return {
         "cost": {name: psp.cost(model, image)._asdict() for name, model in networks.items()},
+        "nonzero_macs": {name: nonzero_macs(model, image) for name, model in networks.items()},
         "timings": timings,
         "unavailable": unavailable,
         "provenance": provenance(torch.device("cpu")),
@@ -62,7 +65,11 @@ def main():
     paths = dict(pairs)
     if not all(paths.values()) or "dense" not in paths or len(paths) < len(pairs):
         parser.error("records are given as NAME=RECORD, each name once, one of them dense=…")
-    write_json(timed({name: network(Path(path)) for name, path in paths.items()}), options.output)
+    if options.output.exists():
+        parser.error(f"{options.output} is there already: move it away, or name another")
+    sources = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
+    measured = timed({name: network(Path(path)) for name, path in paths.items()})
+    write_json(sealed({"records_sha256": sources, **measured}), options.output)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 The reference: torchvision's CIFAR10 over the same pixels, its transforms on PIL images, a DataLoader with two workers,
 float32, eager. Ours: the loop of psp.train, dense and PSP, computed in the way it chooses here. Each has a process
 of its own, so that its peak memory is its own; they take turns, and medians and quartiles over the turns are printed.
-The floor is the time that a fused step needs to move its values at the bandwidth of a copy, and to compute its products
-at the rate of a large matrix product, both measured in the same run; what is printed is its share of the time taken.
+Beside them what a fused step would take to move its values at the bandwidth of a copy, and to compute its products at
+the rate of a large matrix product, both measured in the same run, as shares of the time taken.
 """
 
 import argparse
@@ -27,6 +27,8 @@ import psp
 from psp.data.sets import load
 from psp.runs.config import RunConfig
 from psp.runs.provenance import device_name, git_commit
+from psp.timing.measure import quartiles
+from psp.timing.roofline import Work, roofline_seconds
 from psp.timing.work import measure_limits
 from psp.training.epoch import train_epoch
 from psp.training.fast import deterministic
@@ -147,14 +149,13 @@ class MovedValues(TorchDispatchMode):
         return output
 
 
-def floor_seconds(network, precision, limits):
-    """(by memory, by arithmetic): seconds per batch below which a training step cannot come."""
+def at_roof(network, precision, limits):
+    """Seconds of a batch's training step by `psp.timing.roofline`, of its bytes and of its sums."""
     model, batch = psp.create_model(network).train(), torch.zeros(BATCH, 3, 32, 32)
     with MovedValues() as moved:
         model(batch)
     macs = BATCH * psp.cost(model, batch[:1]).macs
-    bytes_moved = moved.values * getattr(torch, precision).itemsize
-    return bytes_moved / limits.bytes_per_s, 3 * 2 * macs / limits.flops[precision]
+    return roofline_seconds(Work(moved.values, 3 * macs), limits, precision).values()
 
 
 def measure(network, choice, rounds, batches):
@@ -182,13 +183,13 @@ def report(network, choice, results, limits):
     """Print a table of one network."""
     print(f"\n{network}, ours in {choice['precision']} with {choice['kernels']} kernels")
     print(
-        f"{'':12} {'images/s':>9} {'quartiles':>13} {'ratio':>6} {'peak MiB':>9} {'floors: memory':>15} {'products':>9}"
+        f"{'':12} {'images/s':>9} {'quartiles':>13} {'ratio':>6} {'peak MiB':>9} {'at copy speed':>15} {'products':>9}"
     )
     usual = statistics.median(results["reference"][0])
     for variant, (speeds, peak) in results.items():
-        low, median, high = statistics.quantiles(speeds, n=4, method="inclusive")
+        median, low, high = quartiles(speeds)
         precision = "float32" if variant == "reference" else choice["precision"]
-        memory, products = (median / BATCH * seconds for seconds in floor_seconds(network, precision, limits))
+        memory, products = (median / BATCH * seconds for seconds in at_roof(network, precision, limits))
         spread, ratio = f"{low:.0f}–{high:.0f}", median / usual
         print(
             f"{variant:12} {median:9.0f} {spread:>13} {ratio:6.2f} {peak:9.0f} {memory:15.0%} {products:9.0%}",

@@ -136,3 +136,4 @@ def test_all_networks_are_timed_at_all_batch_sizes():
     record = peers_time.timed(networks, {"backends": ["eager"], "precisions": ["float32"]}, batches=(1, 2))
     assert {(t["network"], t["batch"]) for t in record["timings"]} == {(n, b) for n in networks for b in (1, 2)}
     assert record["cost"]["wide"]["macs"] == 4 * record["cost"]["narrow"]["macs"] == 8 * 27 * 30 * 30
+    assert record["nonzero_macs"] == {name: cost["macs"] for name, cost in record["cost"].items()}

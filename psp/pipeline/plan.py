@@ -133,10 +133,11 @@ def changed_stages(name):
 def loader_speed(config, data):
     """Images/s of a tree's training crops alone, without a step: what must not be slower than training."""
     ahead = PREFETCHED * cores_of_one()  # batches that workers have begun before the clock starts, and are not counted
-    order = torch.randperm(len(data.train)).repeat(2)[: (LOADER_BATCHES + 2 * ahead) * config.batch_size]
+    needed = (LOADER_BATCHES + 2 * ahead) * config.batch_size
+    order = torch.randperm(len(data.train)).repeat(1 + needed // len(data.train))[:needed]
     parts = [(b, data.train.draws(len(b), torch.Generator())) for b in order.split(config.batch_size)]
     fed = data.train.feed(parts, config, 0)
-    for _ in range(min(ahead, len(parts) - 1)):
+    for _ in range(ahead):
         next(fed)
     began, images = time.perf_counter(), 0
     for _, labels in fed:

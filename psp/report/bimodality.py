@@ -20,15 +20,14 @@ class Separability(NamedTuple):
 def separability(counts, low, high):
     """`Separability` of a histogram: `counts` in equal bins from `low` to `high`. NaN where all lie in one bin."""
     counts = np.asarray(counts, dtype=float)
-    edges = np.linspace(low, high, len(counts) + 1)
-    centers = (edges[:-1] + edges[1:]) / 2
-    total, mean = counts.sum(), (counts * centers).sum() / max(counts.sum(), 1)
-    variance = (counts * (centers - mean) ** 2).sum() / max(total, 1)
+    edges, places = np.linspace(low, high, len(counts) + 1), centers(low, high, len(counts))
+    total, mean = counts.sum(), (counts * places).sum() / max(counts.sum(), 1)
+    variance = (counts * (places - mean) ** 2).sum() / max(total, 1)
     if variance == 0:
         return Separability(float("nan"), float("nan"))
     below = counts.cumsum()[:-1]  # whole numbers: a cut with nothing on one side is told from rounding
     proper = (below > 0) & (below < total)
-    moment = (counts * (centers - mean)).cumsum()[:-1]
+    moment = (counts * (places - mean)).cumsum()[:-1]
     between = np.zeros(len(below))
     between[proper] = moment[proper] ** 2 / (below * (total - below))[proper]
     best = np.flatnonzero(np.isclose(between, between.max(), rtol=1e-9))
@@ -38,17 +37,22 @@ def separability(counts, low, high):
 def median(counts, low, high):
     """Of log10|α|: the centre of the bin that holds the middle one. NaN where there are no counts."""
     counts = np.asarray(counts)
-    centers = _centers(low, high, len(counts))
-    return float(centers[np.searchsorted(counts.cumsum(), counts.sum() / 2)]) if counts.sum() else float("nan")
+    places = centers(low, high, len(counts))
+    return float(places[np.searchsorted(counts.cumsum(), counts.sum() / 2)]) if counts.sum() else float("nan")
 
 
 def share_near(counts, low, high, threshold, factor=3.0):
-    """Share of the counts whose bin centre lies between threshold/factor and threshold·factor."""
-    centers = _centers(low, high, len(counts))
-    near = np.abs(centers - np.log10(threshold)) <= np.log10(factor)
+    """Share of the counts whose bin centre lies between threshold/factor and threshold·factor.
+
+    NaN where the threshold is missing or 0.
+    """
+    if not threshold > 0:
+        return float("nan")
+    near = np.abs(centers(low, high, len(counts)) - np.log10(threshold)) <= np.log10(factor)
     return float(np.asarray(counts)[near].sum() / max(np.sum(counts), 1))
 
 
-def _centers(low, high, bins):
+def centers(low, high, bins):
+    """The middle of each of so many equal bins from `low` to `high`."""
     edges = np.linspace(low, high, bins + 1)
     return (edges[:-1] + edges[1:]) / 2

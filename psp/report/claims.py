@@ -75,12 +75,11 @@ def orders():
 
 
 def largest_sparsity(points, series):
-    """Largest sparsity in percent of a measured point whose error is at most `ABOUT_BASELINE` above the baseline's.
+    """Largest sparsity in percent of a measured point whose `above_baseline` is at most `ABOUT_BASELINE`.
 
     Smaller ones may be above it: of the paper's own points some are, and its marks are these.
     """
-    limit = baseline_error(points) + ABOUT_BASELINE
-    good = points[(points["series"] == series) & (points["test_error_pct"] <= limit + 1e-9)]
+    good = points[(points["series"] == series) & (points["above_baseline"] <= ABOUT_BASELINE + 1e-9)]
     return good["column_sparsity_pct"].max() if len(good) else float("nan")
 
 

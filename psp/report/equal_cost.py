@@ -104,7 +104,10 @@ def at_reduction(tables, column, reduction):
 
 
 def equal_cost_table(equal):
-    """Means over seeds of `at_equal_cost`'s rows, the best method of each reduction first."""
+    """Means over seeds of `at_equal_cost`'s rows: of each reduction the best method first, among those of all seeds.
+
+    Those of fewer seeds follow, as their means are over other networks than the first ones'.
+    """
     table = equal.groupby(["mac_reduction", "method"], as_index=False).agg(
         seeds=("seed", "nunique"),
         test_error_pct=("test_error_pct", "mean"),
@@ -112,7 +115,9 @@ def equal_cost_table(equal):
         above_dense_sd=("above_dense", "std"),
         parameters=("parameters", "mean"),
     )
-    return table.sort_values(["mac_reduction", "above_dense"], ignore_index=True)
+    fewer = (table["seeds"] < equal["seed"].nunique()).rename("fewer")
+    order = table.assign(fewer=fewer).sort_values(["mac_reduction", "fewer", "above_dense"]).index
+    return table.loc[order].reset_index(drop=True)
 
 
 def differences(equal):

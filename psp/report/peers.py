@@ -72,12 +72,19 @@ def searched_table(records):
 def latency_table(timed):
     """The fastest variant of each network and batch in a record of benchmarks/peers_time.py, and its speed-up.
 
-    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense".
+    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense", and variants that
+    this one does not have are left out, as everywhere. `mac_reduction` counts multiply-accumulates by weights not 0.
+    Raises ConfigError, naming it, for a network that no variant is left of.
     """
     rows = []
     for batch in dict.fromkeys(timing["batch"] for timing in timed["timings"]):
         own = [timing for timing in timed["timings"] if timing["batch"] == batch]
-        best = {name: fastest(t for t in own if t["network"] == name) for name in timed["cost"]}
+        shared = {variant(timing) for timing in own if timing["network"] == "dense"}
+        best = {
+            name: fastest(t for t in own if t["network"] == name and variant(t) in shared) for name in timed["cost"]
+        }
+        if missing := [name for name, timing in best.items() if timing is None]:
+            raise ConfigError(f"{missing[0]!r} has no time at batch {batch} in a variant of the dense network's")
         dense = best["dense"]["median_s"]
         for name, timing in best.items():
             rows.append(
@@ -85,7 +92,7 @@ def latency_table(timed):
                     "network": name,
                     "batch": batch,
                     "variant": variant(timing),
-                    "mac_reduction": timed["cost"]["dense"]["macs"] / timed["cost"][name]["macs"],
+                    "mac_reduction": timed["nonzero_macs"]["dense"] / timed["nonzero_macs"][name],
                     "parameters": timed["cost"][name]["params"],
                     "ms": 1e3 * timing["median_s"],
                     "speed_up": dense / timing["median_s"],

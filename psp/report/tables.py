@@ -1,5 +1,6 @@
 """Tables as pure functions of committed run records."""
 
+import math
 from functools import partial
 
 import pandas as pd
@@ -70,28 +71,30 @@ def deviation_of_all(values):
 
 
 def figure_2_table(records):
-    """One row for each run that learns α by ℓ1 or weight decay: how clearly its |α| fall into two groups.
+    """One row for each run that learns α: how clearly its |α| fall into two groups.
 
     `separability` as of `psp.report.bimodality` for all layers together, `cut` the |α| that parts the groups best,
-    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε, `median_log10` the median of log10|α|.
+    `near_threshold_pct` the share of α with ε/3 < |α| < 3ε, `median_log10` the median of log10|α|. What says something
+    of ε is missing of fixed sparsity, which has none.
     """
     rows = []
     for run, record in records.items():
         config, bins = record["config"], record["log10_alpha"]
         counts = record["curve"][-1]["log10_alpha_counts"]
         share, cut = separability(counts, bins["low"], bins["high"])
+        threshold = config["threshold"] if config["method"] in THRESHOLDED else float("nan")
         rows.append(
             {
                 "run": run,
                 "series": SERIES[config["method"]],
                 "seed": config["seed"],
                 "structure_decay": config["structure_decay"],
-                "threshold": config["threshold"],
+                "threshold": threshold,
                 "sparsity_pct": 100 * record["sparsity"]["structures"],
                 "test_error_pct": record["test_error_pct"],
                 "separability": share,
                 "cut": 10**cut,
-                "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], config["threshold"]),
+                "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], threshold),
                 "median_log10": median(counts, bins["low"], bins["high"]),
             }
         )
@@ -102,12 +105,24 @@ def figure_3_runs(records):
     """One row a run: series, settings, seed, column sparsity and final-epoch test error in percent.
 
     `above_baseline` is the error minus that of the dense network of the same seed, in points; missing without one.
-    Raises ConfigError for two runs of one setting and one seed.
+    Raises ConfigError for two runs of one setting and one seed, and for a series of several ε or times of pruning.
     """
     runs = pd.DataFrame([_run_row(run, record) for run, record in records.items()])
     check_seeds(runs, POINT)
+    check_lines(runs)
     dense = runs[runs["series"] == "baseline"]
     return runs.assign(above_baseline=above_dense(runs, dense, "test_error_pct", ["seed"]))
+
+
+def check_lines(runs):
+    """Raise ConfigError for a series whose runs are not one line of Figure 3, of one ε and one time of pruning."""
+    for column in ("threshold", "prune_at"):
+        for series, values in runs.groupby("series")[column].unique().items():
+            if len(values) > 1:
+                raise ConfigError(
+                    f"runs of {SERIES[series]} have {column} {' and '.join(map(str, values))}: leave all but one out, "
+                    "as Figure 3 draws one line through them"
+                )
 
 
 def _run_row(run, record):
@@ -166,6 +181,17 @@ def figure_3_reference():
 def baseline_error(points):
     """Error of the dense network in percent."""
     return points.loc[points["series"] == "baseline", "test_error_pct"].mean()
+
+
+def rounded(table):
+    """`table` as a notebook shows it: floating numbers to four significant digits, but all of their whole part."""
+    return table.map(lambda value: _significant(value) if isinstance(value, float) else value)
+
+
+def _significant(value, digits=4):
+    if not value or not math.isfinite(value):
+        return value
+    return round(value, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
 def write_table(table, path, title, formats=None):

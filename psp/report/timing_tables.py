@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from psp.timing.floor import Limits, Work, floors
+from psp.timing.roofline import Limits, Work, roofline_seconds
 from psp.timing.settings import NO_GPU
 
 # What users call a backend, where a record has another name for it.
@@ -57,6 +57,36 @@ def speed_ups(record):
     return pd.DataFrame(rows)
 
 
+def on_all_devices(records):
+    """The rows of `speed_ups` of several records, in which `device` is the first column."""
+    tables = []
+    for record in records:
+        table = speed_ups(record)
+        table.insert(0, "device", record["provenance"]["device"])
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def unavailable_table(records):
+    """One row for each variant that some dense or extracted networks are not timed in, and why.
+
+    `where` names the networks, or says that it is all of them.
+    """
+    found = {}
+    for record in records:
+        for network in record["networks"]:
+            for whose in ("dense", "extracted"):
+                for missing in network["dense_unavailable" if whose == "dense" else "unavailable"]:
+                    key = (
+                        record["provenance"]["device"],
+                        whose,
+                        *(missing[k] for k in ("backend", "precision", "reason")),
+                    )
+                    found.setdefault(key, {})[network["name"]] = len(record["networks"])
+    rows = [(*key, "all" if len(names) == max(names.values()) else ", ".join(names)) for key, names in found.items()]
+    return pd.DataFrame(rows, columns=["device", "network", "backend", "precision", "reason", "where"])
+
+
 def _described(network):
     names = ("name", "model", "structure", "masks")
     return {name: network[name] for name in names} | {
@@ -67,13 +97,13 @@ def _described(network):
 
 
 def _columns(name, timing, limits):
-    bound = floors(Work(timing["values"], timing["macs"]), Limits(**limits), timing["precision"])
+    at_roof = roofline_seconds(Work(timing["values"], timing["macs"]), Limits(**limits), timing["precision"])
     return {
         f"{name}_variant": variant(timing),
         f"{name}_ms": 1e3 * timing["median_s"],
         f"{name}_iqr_ms": 1e3 * (timing["high_s"] - timing["low_s"]),
-        f"{name}_memory_floor_ms": 1e3 * bound["memory_s"],
-        f"{name}_arithmetic_floor_ms": 1e3 * bound["arithmetic_s"],
+        f"{name}_at_copy_speed_ms": 1e3 * at_roof["memory_s"],
+        f"{name}_at_matmul_speed_ms": 1e3 * at_roof["arithmetic_s"],
     }
 
 
@@ -115,7 +145,8 @@ def machines_table(records, batch):
 
 
 def _identity(network):
-    return network["name"], network.get("masks_sha256")
+    """What two machines must have in common: of random masks no sha256 is known, but what they leave."""
+    return network["name"], network.get("masks_sha256"), *network["cost"]["dense"].values(), network["nonzero_macs"]
 
 
 def _at(record, batch):

@@ -1,12 +1,14 @@
-"""What sets the floor: the bytes and sums of a network, counted, and what the device can do, measured."""
+"""The two sides of a roofline: the bytes and sums of a network, counted, and the speeds of a device, measured."""
+
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from psp.extraction.cost import cost, evaluation_mode, hooked, read_by
 from psp.method.structures import is_transposed
-from psp.timing.floor import Limits, Work
 from psp.timing.measure import cpu_block, cuda_block
+from psp.timing.roofline import Limits, Work
 from psp.timing.settings import PRECISIONS
 
 COPY_MIB = 256
@@ -61,10 +63,23 @@ def measure_limits(device):
     target = torch.empty_like(source)
     copied = 2 * source.numel() * source.itemsize
     flops = {}
-    for name in PRECISIONS:
-        a, b = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=getattr(torch, name), device=device) for _ in range(2))
-        flops[name] = 2 * PRODUCT_SIDE**3 / _best(lambda a=a, b=b: a @ b, device)
+    with as_convolutions():
+        for name in PRECISIONS:
+            a, b = (torch.ones(PRODUCT_SIDE, PRODUCT_SIDE, dtype=getattr(torch, name), device=device) for _ in range(2))
+            flops[name] = 2 * PRODUCT_SIDE**3 / _best(lambda a=a, b=b: a @ b, device)
     return Limits(copied / _best(lambda: target.copy_(source), device), flops)
+
+
+@contextmanager
+def as_convolutions():
+    """A GPU's products of float32 as its convolutions compute them, in TF32 unless the user forbids it."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = torch.backends.cudnn.conv.fp32_precision
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 def _best(call, device):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -19,7 +20,16 @@ from psp.data.sets import load
 from psp.errors import ConfigError, DataError
 from psp.files import SEAL
 from psp.pipeline import commands as pipeline
-from psp.pipeline.plan import fed_by, images_per_second, minutes, plan, relative_epochs
+from psp.pipeline.plan import (
+    LOADER_BATCHES,
+    PREFETCHED,
+    fed_by,
+    images_per_second,
+    loader_speed,
+    minutes,
+    plan,
+    relative_epochs,
+)
 from psp.pipeline.profiles import ROOT, Profile, load_profile
 from psp.runs.config import RunConfig
 from psp.runs.record import read_record
@@ -354,6 +364,34 @@ def test_the_plan_measures_every_kind_of_step(change, tmp_path, monkeypatch):
     monkeypatch.setattr("psp.pipeline.plan.runs_left", lambda _: ["a", "b", "c"])
     runs = {"a": config, "b": replace(config, seed=1), "c": replace(config, **change)}
     assert "at 1–10 images/s" in plan(Profile("elsewhere", runs))[1]
+
+
+@pytest.mark.parametrize("cores", [1, 16])
+def test_a_loader_is_timed_over_batches_that_no_worker_had_begun(cores, monkeypatch):
+    """Of 24 images, 4 a batch, as often as it takes: those begun ahead of the clock are not the ones that count."""
+    monkeypatch.setattr("psp.pipeline.plan.cores_of_one", lambda: cores)
+    fed, clock = [], iter([0.0, 2.0])
+    monkeypatch.setattr(
+        "psp.pipeline.plan.time", SimpleNamespace(perf_counter=lambda: fed.append("clock") or next(clock))
+    )
+
+    class Train:
+        def __len__(self):
+            return 24
+
+        def draws(self, count, generator):
+            return None
+
+        def feed(self, parts, config, epoch):
+            for images, _ in parts:
+                fed.append(len(images))
+                yield images, images
+
+    speed = loader_speed(RunConfig(batch_size=4), SimpleNamespace(train=Train()))
+    counted = fed[fed.index("clock") + 1 : -1]
+    assert fed.index("clock") == PREFETCHED * cores
+    assert len(counted) == LOADER_BATCHES + PREFETCHED * cores
+    assert speed == sum(counted) / 2
 
 
 def test_the_plan_of_a_tree_counts_the_area_of_its_crops_and_names_the_loader(tmp_path, monkeypatch):

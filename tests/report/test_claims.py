@@ -17,7 +17,7 @@ from psp.report.claims import (
     orders,
     seeds_to_decide,
 )
-from psp.report.tables import figure_3_points, figure_3_reference, figure_3_runs, write_table
+from psp.report.tables import figure_3_points, figure_3_reference, figure_3_runs, rounded, write_table
 from psp.runs.config import RunConfig
 
 PAPER = [RunConfig(dataset="cifar10", model="resnet56", epochs=160, seed=seed) for seed in (0, 1)]
@@ -36,7 +36,8 @@ def paper_runs(seed=0):
 def shifted(series, points_of_error, seed=0):
     runs = paper_runs(seed)
     runs.loc[runs["series"] == series, "test_error_pct"] += points_of_error
-    return runs
+    dense = runs.loc[runs["series"] == "baseline", "test_error_pct"].item()
+    return runs.assign(above_baseline=runs["test_error_pct"] - dense)
 
 
 def verdicts(runs, configs):
@@ -198,6 +199,16 @@ def test_errors_between_points_are_linear():
     assert pd.isna(error_at(points, "l1_norm", 70.0))
 
 
+def test_a_largest_sparsity_is_by_differences_within_a_seed():
+    """Three seeds, each 0.9 points above its own dense network: the mean of five dense networks is no comparison."""
+    dense = pd.DataFrame({"series": "baseline", "column_sparsity_pct": 0.0, "seed": range(5)})
+    dense["test_error_pct"] = [6.0, 6.0, 6.0, 8.0, 8.0]
+    decayed = pd.DataFrame({"series": "psp_weight_decay", "column_sparsity_pct": 80.0, "seed": range(3)})
+    runs = pd.concat([dense.assign(above_baseline=0.0), decayed.assign(test_error_pct=6.9, above_baseline=0.9)])
+    points = figure_3_points(runs.assign(sparsity=None, structure_decay=0.1, threshold=0.1, prune_at=0.5))
+    assert np.isnan(largest_sparsity(points, "psp_weight_decay"))
+
+
 def test_mean_and_spread_over_seeds_by_hand():
     runs = pd.DataFrame(
         {
@@ -240,6 +251,27 @@ def test_a_run_is_compared_with_the_dense_network_of_its_seed():
     above = figure_3_runs(records).set_index("run")["above_baseline"]
     assert above.drop("w2").to_dict() == {"b0": 0.0, "b1": 0.0, "w0": 1.0, "w1": 2.0}
     assert pd.isna(above["w2"])
+
+
+def test_runs_that_are_not_one_line_of_the_figure_are_refused():
+    config = {"method": "psp_l1", "sparsity": None, "structure_decay": 1e-3, "prune_at": 0.5, "seed": 0}
+    records = {
+        str(threshold): {
+            "config": config | {"threshold": threshold},
+            "sparsity": {"structures": 0.5},
+            "test_error_pct": 9.0,
+        }
+        for threshold in (0.1, 0.3)
+    }
+    with pytest.raises(ConfigError, match=r"of PSP \(ℓ1 regularization\) have threshold 0\.1 and 0\.3: leave all"):
+        figure_3_runs(records)
+
+
+def test_numbers_are_shown_to_four_digits_but_whole_parts_in_full():
+    table = pd.DataFrame({"a": [0.000125, 12.3456, 95034.4, np.nan], "b": ["x", 0.0, 1234567, 2]})
+    assert rounded(table)["a"].tolist()[:3] == [0.000125, 12.35, 95034.0]
+    assert rounded(table)["b"].tolist() == ["x", 0.0, 1234567, 2]
+    assert rounded(table).loc[3].isna().tolist() == [True, False]
 
 
 def test_two_settings_are_not_taken_for_two_seeds():

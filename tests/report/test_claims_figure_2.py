@@ -64,6 +64,7 @@ def test_all_seeds_are_of_the_two_settings_that_are_closest_on_average_and_a_see
         ({"complete": False}, OPEN),
         ({"configs": [RunConfig()]}, NOT_TESTED),
         ({"seeds": 0}, NOT_TESTED),
+        ({"seeds": 0, "complete": False}, OPEN),
     ],
 )
 def test_where_nothing_is_decided(settings, verdict):

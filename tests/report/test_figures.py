@@ -9,9 +9,10 @@ from matplotlib.collections import PolyCollection
 from psp.errors import ConfigError
 from psp.method.masks import encode
 from psp.method.structures import ALPHA_SHAPE, alpha_shape
+from psp.report.claims_figure_2 import closest_pairs
 from psp.report.figures import save_figure
 from psp.report.figures.figure_1 import figure_1, weight_and_mask
-from psp.report.figures.figure_2 import clipped, closest_pairs, figure_2
+from psp.report.figures.figure_2 import clipped, figure_2
 from psp.report.figures.figure_3 import figure_3
 from psp.report.figures.networks import networks_figure
 from psp.report.figures.run import alpha_histogram, training_curve
@@ -60,16 +61,30 @@ def test_the_spread_is_drawn_where_there_is_one():
     def spreads(table, panel=0):
         axes = figure_3(table, figure_3_reference(), "t").axes[panel]
         bars = [c.lines[2][0].get_segments() for c in axes.containers]
-        bands = [c.get_paths()[0].vertices[:, 1] for c in axes.collections if isinstance(c, PolyCollection)]
+        drawn = [path for c in axes.collections if isinstance(c, PolyCollection) for path in c.get_paths()]
+        bands = [path.vertices[:, 1] for path in drawn]
         return bars, [band.max() - band.min() for band in bands]
 
     bars, bands = spreads(points(0.3))
     assert np.ptp(bars[0][0][:, 1]) == pytest.approx(0.6), "the baseline's"
     assert len(bars) == 1
-    table = points().groupby("series")["test_error_pct"]
+    table = points().query("series != 'baseline'").groupby("series")["test_error_pct"]
     assert sorted(bands) == pytest.approx(sorted(table.max() - table.min() + 0.6))
     assert sorted(spreads(points(0.3), panel=1)[1]) == pytest.approx(sorted(table.max() - table.min() + 0.2))
     assert spreads(points(float("nan"))) == ([], [])
+    some = points(0.3)
+    own = some[some["series"] == "l1_norm"].sort_values("column_sparsity_pct").index
+    some.loc[own[1], "error_sd"] = np.nan  # of seven points the second: a bar, none, and a band over the other five
+    bars, bands = spreads(some)
+    assert [len(segments) for segments in bars] == [1, 1]
+    rest = some.loc[own[2:], "test_error_pct"]
+    assert min(abs(np.array(bands) - (np.ptp(rest) + 0.6))) == pytest.approx(0)
+
+
+def test_a_series_without_points_is_not_in_the_legend():
+    table = points().query("series == 'baseline'")
+    figure = figure_3(table, figure_3_reference(), "t")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [SERIES["baseline"]]
 
 
 def test_the_same_numbers_give_the_same_svg(tmp_path):
@@ -180,6 +195,18 @@ def test_the_settings_of_closest_sparsities_are_compared_seed_by_seed():
     for alone in ([*far, *near], [*far[:1], decayed[0]]):
         with pytest.raises(ConfigError, match="no seed has a run of both"):
             closest_pairs(alone)
+
+
+def test_without_a_threshold_none_is_drawn_and_nothing_is_near_it():
+    run = alpha_record("psp_weight_decay", [4, 0, 6], 0.0)
+    run["config"]["threshold"] = 0.0
+    panels = figure_2([run], "t").axes[:2]
+    assert not [line for panel in panels for line in panel.lines if line.get_linestyle() == "--"]
+    fixed = alpha_record("psp_l1", [4, 0, 6], 0.4)
+    fixed["config"]["method"] = "psp_fixed_sparsity"
+    table = figure_2_table({"none": run, "fixed": fixed}).set_index("run")
+    assert table["near_threshold_pct"].isna().all()
+    assert np.isnan(table.loc["fixed", "threshold"])
 
 
 def test_the_table_of_figure_2_by_hand():

@@ -1,4 +1,4 @@
-"""Who takes turns with whom, and what sets the floor: counted by hand."""
+"""Who takes turns with whom, and a roofline: counted by hand."""
 
 from types import SimpleNamespace
 
@@ -7,8 +7,8 @@ from networks import Call
 from timed import CPU, small_net
 from torch import nn
 
-from psp.timing.floor import Limits, Work, floors
 from psp.timing.measure import alternate, cpu_block, quartiles
+from psp.timing.roofline import Limits, Work, roofline_seconds
 from psp.timing.work import CALLS, REPEATS, _best, measure_limits, nonzero_macs, work
 
 
@@ -72,10 +72,10 @@ def test_work_of_layers_called_by_keyword_and_of_transposed_ones():
     assert nonzero_macs(net, image) == 25 * 3 * 6 * 4
 
 
-def test_floors_by_hand():
+def test_a_roofline_by_hand():
     limits = Limits(bytes_per_s=100.0, flops={"float32": 50.0, "bfloat16": 200.0})
-    assert floors(Work(25, 75), limits, "float32") == {"memory_s": 1.0, "arithmetic_s": 3.0}
-    assert floors(Work(25, 75), limits, "bfloat16") == {"memory_s": 0.5, "arithmetic_s": 0.75}
+    assert roofline_seconds(Work(25, 75), limits, "float32") == {"memory_s": 1.0, "arithmetic_s": 3.0}
+    assert roofline_seconds(Work(25, 75), limits, "bfloat16") == {"memory_s": 0.5, "arithmetic_s": 0.75}
 
 
 def test_limits_of_this_machine_are_of_the_right_order(monkeypatch):
@@ -84,6 +84,16 @@ def test_limits_of_this_machine_are_of_the_right_order(monkeypatch):
     limits = measure_limits(CPU)
     assert 1e8 < limits.bytes_per_s < 1e13
     assert all(1e8 < flops < 1e15 for flops in limits.flops.values())
+
+
+def test_products_of_float32_are_those_of_convolutions_while_they_are_timed(monkeypatch):
+    """In TF32, by PyTorch's default; afterwards the user's choice is back."""
+    products, seen = torch.backends.cuda.matmul, []
+    monkeypatch.setattr("psp.timing.work._best", lambda *_: seen.append(products.fp32_precision) or 1.0)
+    before = products.fp32_precision
+    measure_limits(CPU)
+    assert seen[:2] == [torch.backends.cudnn.conv.fp32_precision] * 2 != [before] * 2
+    assert products.fp32_precision == before
 
 
 def test_the_limits_of_a_gpu_are_taken_by_its_own_clock_over_many_calls(monkeypatch):

@@ -3,7 +3,7 @@
 import pytest
 from timed import on, record
 
-from psp.report.timing_tables import machines_table, speed_ups, summary_table
+from psp.report.timing_tables import machines_table, on_all_devices, speed_ups, summary_table, unavailable_table
 from psp.timing.settings import NO_GPU
 
 
@@ -15,8 +15,8 @@ def test_a_speed_up_is_against_the_fastest_dense_variant():
     assert (row["dense_variant"], row["extracted_variant"]) == ("compile, bfloat16", "eager, float32")
     assert (row["dense_ms"], row["extracted_ms"]) == pytest.approx((4.0, 2.0))
     assert row["extracted_iqr_ms"] == pytest.approx(0.6)
-    assert (row["dense_memory_floor_ms"], row["extracted_memory_floor_ms"]) == pytest.approx((0.5, 1.0))
-    assert row["extracted_arithmetic_floor_ms"] == pytest.approx(0.2)
+    assert (row["dense_at_copy_speed_ms"], row["extracted_at_copy_speed_ms"]) == pytest.approx((0.5, 1.0))
+    assert row["extracted_at_matmul_speed_ms"] == pytest.approx(0.2)
 
 
 def test_without_a_gpu_the_table_says_so():
@@ -39,3 +39,24 @@ def test_machines_stand_side_by_side_with_the_networks_of_the_first():
     other["networks"][0]["masks_sha256"] = "of other masks"
     alone = machines_table([on("A"), other], 64)
     assert alone.equals(machines_table([on("A")], 64)), "of the same name, but not the same network"
+    other["networks"][0] |= {"masks_sha256": on("A")["networks"][0].get("masks_sha256"), "nonzero_macs": 99}
+    assert machines_table([on("A"), other], 64).equals(alone), "of other random masks"
+
+
+def test_all_devices_stand_in_one_table():
+    table = on_all_devices([on("A"), on("B", 0.001)])
+    assert table.columns[0] == "device"
+    fastest = table[table["precision"] == "any"].set_index("device")["speed_up"]
+    assert fastest.to_dict() == pytest.approx({"A": 2.0, "B": 4.0})
+
+
+def test_what_is_missing_is_said_of_dense_networks_and_of_single_ones():
+    one = on("A")
+    missing = {"backend": "compile", "precision": "float32", "reason": "no compiler"}
+    two = {**one["networks"][0], "name": "m", "unavailable": [{**missing, "batch": 1}, {**missing, "batch": 64}]}
+    one["networks"] = [{**network, "dense_unavailable": [missing]} for network in (one["networks"][0], two)]
+    assert unavailable_table([one]).to_numpy().tolist() == [
+        ["A", "dense", "compile", "float32", "no compiler", "all"],
+        ["A", "extracted", "compile", "float32", "no compiler", "m"],
+    ]
+    assert unavailable_table([]).empty

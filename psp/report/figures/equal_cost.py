@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from psp.report.figures import COLORS, MARKERS, log_ticks
 from psp.report.paper_tables import DENSE
-from psp.report.tables import SERIES
+from psp.report.tables import SERIES, check_seeds
 
 # Column pruning as in Figure 3, whatever is beside it in other colours.
 OWN = {f"{label}, column": (COLORS[series], MARKERS[series]) for series, label in SERIES.items()}
@@ -20,11 +20,13 @@ def equal_cost_figure(rows, reductions, title):
 
     `rows` are of `psp.report.equal_cost.with_points_above`; a marker stands for the mean over the seeds of a setting,
     its bar for one standard deviation to either side, where there are several seeds. A thin line leads from the dense
-    network to a method's first marker. Vertical lines are at the `reductions` at which methods are compared.
+    network to a method's first marker. Vertical lines are at the `reductions` at which methods are compared. Raises
+    ConfigError for two runs of a method with one setting and seed.
     """
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         figure = Figure(figsize=(9, 5.8), layout="constrained")
         axes = figure.subplots()
+    check_seeds(rows, ["method", "setting"])
     others = cycle(OTHERS)
     pruned = rows[rows["method"] != DENSE].dropna(subset="above_dense")
     for method, own in pruned.groupby("method", sort=False):

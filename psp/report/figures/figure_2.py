@@ -1,24 +1,23 @@
 """Figure 2: the distribution of α under ℓ1 and under weight decay, over the epochs and over the layers."""
 
 import math
-from itertools import product
 
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from psp.errors import ConfigError
+from psp.report.bimodality import centers
 from psp.report.figures import COLORS
 from psp.report.tables import SERIES
 
 EPOCHS_SHOWN = 8
-DECADES = (-3.0, 0.5)  # of |α|; what lies below is counted at the edge
+DECADES = (-3.0, 0.5)  # of |α|; what lies beyond is counted at the edges
 
 
 def figure_2(records, title):
     """For each record a ridge of log10|α| over the epochs, and below it the share of every layer's structures.
 
-    `records` are of runs by "psp_l1" and "psp_weight_decay"; the dashed line is the threshold ε.
+    `records` are of runs by "psp_l1" and "psp_weight_decay"; the dashed line is the threshold ε, where there is one.
     """
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(6.25 * len(records), 8.5), layout="constrained")
@@ -30,52 +29,24 @@ def figure_2(records, title):
         pruned = 100 * record["sparsity"]["structures"]
         ridge.set_title(f"{SERIES[config['method']]}, λ = {config['structure_decay']:g}: {pruned:.0f} % pruned")
         for panel in (ridge, layers):
-            panel.axvline(math.log10(config["threshold"]), color="black", linestyle="--", linewidth=1)
+            if config["threshold"] > 0:
+                panel.axvline(math.log10(config["threshold"]), color="black", linestyle="--", linewidth=1)
     axes[0, 0].set_ylabel("structures, by epoch")
     axes[1, 0].set_ylabel("layer")
     figure.colorbar(image, ax=axes[1].tolist(), label="share of the layer's structures", extend="max")
     figure.suptitle(
         f"Figure 2, structure parameters — {title}\n"
-        f"dashed: the threshold ε; |α| below {10 ** DECADES[0]:g} count at the left edge; "
-        "each curve is scaled to its own maximum",
+        f"dashed: the threshold ε; |α| below {10 ** DECADES[0]:g} and above {10 ** DECADES[1]:.2g} count at the "
+        "edges; each curve is scaled to its own maximum",
         fontsize=12,
     )
     return figure
 
 
-def closest_pairs(records):
-    """Of each seed the record by ℓ1 and the one by weight decay that are compared, in the order of the seeds.
-
-    They are of one λ and ε each, the same for all seeds: those two whose sparsities, means over the seeds that both
-    have, are closest. Raises ConfigError where no seed has a run of both.
-    """
-    by_setting = {}
-    for record in records:
-        config = record["config"]
-        setting = config["method"], config["structure_decay"], config["threshold"]
-        by_setting.setdefault(setting, {})[config["seed"]] = record
-    ours = {
-        m: [runs for setting, runs in by_setting.items() if setting[0] == m] for m in ("psp_l1", "psp_weight_decay")
-    }
-    common = [
-        [(l1[seed], decay[seed]) for seed in sorted(l1.keys() & decay.keys())]
-        for l1, decay in product(ours["psp_l1"], ours["psp_weight_decay"])
-    ]
-    if not any(common):
-        raise ConfigError("Figure 2 compares ℓ1 with weight decay, and no seed has a run of both")
-    return min(filter(None, common), key=_apart)
-
-
-def _apart(pairs):
-    sparsities = np.array([[record["sparsity"]["structures"] for record in pair] for pair in pairs])
-    return abs(np.subtract(*sparsities.mean(0)))
-
-
 def clipped(counts, bins):
     """(bin centres, counts) within `DECADES`, what lies outside counted in the first and the last bin."""
-    edges = np.linspace(bins["low"], bins["high"], bins["bins"] + 1)
-    centers = ((edges[:-1] + edges[1:]) / 2).clip(*DECADES)
-    kept, where = np.unique(centers.round(6), return_inverse=True)
+    within = centers(bins["low"], bins["high"], bins["bins"]).clip(*DECADES)
+    kept, where = np.unique(within.round(6), return_inverse=True)
     return kept, np.bincount(where, weights=counts)
 
 

@@ -13,8 +13,8 @@ def figure_3(points, reference, title):
     """Error over column sparsity, and the same above each baseline; filled: this replication, hollow: the paper.
 
     `points` as of `psp.report.tables.figure_3_points`, `reference` as of `figure_3_reference`.
-    The bands are one standard deviation over seeds to either side, where there is more than one seed; on the right that
-    of the difference to the baseline of the same seed.
+    The bands are one standard deviation over seeds to either side, and end where a point has one seed; on the right
+    that of the difference to the baseline of the same seed.
     """
     with sns.axes_style("whitegrid"), sns.plotting_context("notebook"):
         figure = Figure(figsize=(12.5, 5.6), layout="constrained")
@@ -42,10 +42,20 @@ def _draw(axes, points, reference, value, deviation):
         x, y = theirs.loc[theirs["series"] == series, ["column_sparsity_pct", value]].to_numpy().T
         axes.plot(x, y, **style, markerfacecolor="white", alpha=0.45, linewidth=1, markersize=5, zorder=1)
         x, y, spread = ours.loc[ours["series"] == series, ["column_sparsity_pct", value, deviation]].to_numpy().T
-        spread = np.nan_to_num(spread)
+        if not len(x):
+            continue
         axes.plot(x, y, **style, label=label, linewidth=2, markersize=7, zorder=2)
-        if spread.any():
+        known = ~np.isnan(spread)
+        lone = known & ~beside(known)  # such as the baseline: a band without a width is a bar
+        if (known & ~lone).any():
             axes.fill_between(x, y - spread, y + spread, color=style["color"], alpha=0.15, linewidth=0, zorder=1)
-            if len(x) == 1:  # the baseline: a band without a width is a bar
-                axes.errorbar(x, y, yerr=spread, color=style["color"], capsize=3, zorder=2)
+        if lone.any():
+            bars = {"linestyle": "none", "color": style["color"], "capsize": 3, "zorder": 2}
+            axes.errorbar(x[lone], y[lone], yerr=spread[lone], **bars)
     axes.set(xlabel="column sparsity, %", xlim=(-3, 100))
+
+
+def beside(known):
+    """Of an array of truths, where the one before or behind is true."""
+    around = np.pad(known, 1)
+    return around[:-2] | around[2:]

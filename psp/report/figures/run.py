@@ -5,6 +5,8 @@ import math
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from psp.report.bimodality import centers
+
 
 def training_curve(record):
     """Loss, errors and share of pruned structures over the epochs of one run."""
@@ -32,13 +34,12 @@ def alpha_histogram(record):
     curve = [point for point in record["curve"] if point["log10_alpha_counts"]]
     if not curve:
         return None
-    low, high, bins = (record["log10_alpha"][key] for key in ("low", "high", "bins"))
-    centers = [low + (i + 0.5) * (high - low) / bins for i in range(bins)]
+    places = centers(*(record["log10_alpha"][key] for key in ("low", "high", "bins")))
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(7, 3.2), layout="constrained")
         axes = figure.subplots()
     for point in (curve[i] for i in sorted({0, len(curve) // 2, len(curve) - 1})):
-        axes.step(centers, point["log10_alpha_counts"], where="mid", label=f"after epoch {point['epoch']}")
+        axes.step(places, point["log10_alpha_counts"], where="mid", label=f"after epoch {point['epoch']}")
     config = record["config"]
     if config["method"] in ("psp_l1", "psp_weight_decay") and config["threshold"] > 0:
         axes.axvline(math.log10(config["threshold"]), color="black", linestyle="--", label="threshold ε")

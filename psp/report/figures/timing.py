@@ -39,7 +39,7 @@ def _draw_batch(panels, rows, batch):
             _draw(axes, own, x, structure)
     ideal = np.linspace(0, 92, 93)
     over_sparsity.plot(ideal, 100 / (100 - ideal), color="black", linestyle="--", linewidth=1, label="1/(1 − sparsity)")
-    limit = max(rows["mac_reduction"].max(), rows["speed_up"].max(), 2.0)
+    limit = max(2.0, rows["mac_reduction"].max(), rows["speed_up"].max())
     over_macs.plot([1, limit], [1, limit], color="black", linestyle="--", linewidth=1, label="the MAC reduction")
     over_sparsity.set(xlabel="structures pruned, %", ylabel=f"speed-up at batch {batch}", yscale="log")
     over_macs.set(xlabel="MAC reduction, times", xscale="log", yscale="log")

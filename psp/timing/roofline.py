@@ -1,4 +1,7 @@
-"""The time below which a network cannot run on a device: the bytes it must move and the sums it must do."""
+"""What the roofline of a device says of a network: the time to move its bytes and to do its sums, at measured speeds.
+
+Neither is a bound: maps that stay in the cache need not move, and other code may beat the product that was timed.
+"""
 
 from typing import NamedTuple
 
@@ -19,8 +22,8 @@ class Limits(NamedTuple):
     flops: dict
 
 
-def floors(done, limits, precision):
-    """Seconds that memory and arithmetic allow: {"memory_s": …, "arithmetic_s": …}."""
+def roofline_seconds(done, limits, precision):
+    """Seconds at the speed of a large copy and of a large matrix product: {"memory_s": …, "arithmetic_s": …}."""
     size = getattr(torch, precision).itemsize
     return {
         "memory_s": done.values * size / limits.bytes_per_s,
