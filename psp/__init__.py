@@ -1,12 +1,13 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
-__version__ = "0.2.2"
+__version__ = "0.2.3"
 
 from psp.extraction.cost import cost
 from psp.extraction.explain import explain
 from psp.extraction.export import export
 from psp.extraction.extract import extract
 from psp.frozen.freeze import freeze
+from psp.method.baselines import fix_sparsity
 from psp.method.fold import fold
 from psp.method.parameterize import parameterize, sparsity, structure_parameters
 from psp.method.regularize import param_groups
@@ -19,6 +20,7 @@ __all__ = [
     "explain",
     "export",
     "extract",
+    "fix_sparsity",
     "fold",
     "freeze",
     "param_groups",

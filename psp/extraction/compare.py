@@ -42,7 +42,7 @@ def have_types(network, examples):
     """Whether a network runs on examples, as of `taken`, to outputs of the same types and on the same devices."""
     for values, expected in examples:
         try:
-            pairs = list(zip(_tensors(network(*values)), _tensors(expected), strict=True))
+            pairs = list(zip(_tensors(network.forward(*values)), _tensors(expected), strict=True))
         except Exception:  # whatever an operation raises on a type that it is not for
             return False
         if any((ours.dtype, ours.device) != (theirs.dtype, theirs.device) for ours, theirs in pairs):
@@ -78,7 +78,8 @@ def disagreement(smaller, examples):
     """What is wrong with the smaller network's outputs for some examples, as of `taken`: an exception, or None."""
     for values, expected in examples:
         try:
-            compare(smaller(*(x.clone() for x in values)), expected)
+            # What fails by being called prints a traceback of torch.fx's, and here it may fail.
+            compare(smaller.forward(*(x.clone() for x in values)), expected)
         except Exception as error:  # whatever it raises where the masked network does not
             return error
     return None

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from psp.errors import ExtractError
 from psp.method.attach import kept_weights, originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
@@ -29,8 +30,11 @@ def cost(model, example_input):
     zeroed are counted, and `psp.extract` saves these too; on the other hand it keeps zeros where a dense kernel of few
     zeros is faster. A layer that changes its weight in its own forward, as weight standardization does, counts by what
     is pruned of the weight, though no zero is left. Of torch's MultiheadAttention the output projection is counted
-    whole, since it reads that layer's weight without calling it.
+    whole, since it reads that layer's weight without calling it. Raises ExtractError for a shape instead of an example.
     """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if all(isinstance(x, int) for x in inputs):
+        raise ExtractError(f"example_input is a tensor and not its shape: torch.zeros({', '.join(map(str, inputs))})")
     pruned = sparsity(model).layers
     zeroed = {
         name: round(pruned[name].weights * weight_shape(layer).numel())
@@ -49,7 +53,6 @@ def cost(model, example_input):
 
     hooks = [(layer, save(name)) for name, (layer, _) in parametrizations(model).items()]
     with hooked(hooks), evaluation_mode(model), countable(model), FlopCounterMode(display=False) as counter:
-        inputs = example_input if isinstance(example_input, tuple) else (example_input,)
         model(*(x.clone() if isinstance(x, torch.Tensor) else x for x in inputs))  # a forward may write into its input
     return Cost(params, counter.get_total_flops() // 2 - sum(saved))
 

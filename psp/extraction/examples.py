@@ -10,8 +10,21 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from psp.errors import ExtractError
+
 # Axes of a batch for each.
 NORMALIZATIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
+
+
+def all_tensors(example_input):
+    """The arguments of a `forward` as a tuple of tensors. Raises ExtractError if there is anything else."""
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    if not all(isinstance(x, torch.Tensor) for x in inputs):
+        raise ExtractError(
+            f"example_input must be a tensor, such as images N×channels×height×width, or a tuple of tensors, got "
+            f"{example_input!r:.60}"
+        )
+    return inputs
 
 
 @contextmanager

@@ -3,14 +3,16 @@
 from typing import NamedTuple
 
 from psp.errors import ExtractError
-from psp.extraction.graph import describe
+from psp.extraction.graph import CONVOLUTION, describe
 from psp.extraction.names import free_name
 from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
 from psp.extraction.shapes import FLATTENS
-from psp.kernels.spread import SpreadWeight
+from psp.kernels.spread import SpreadConvolution, SpreadLinear, SpreadWeight
 from psp.method.attach import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed
+
+NOTED = "psp_explanation"
 
 
 class Layer(NamedTuple):
@@ -39,11 +41,19 @@ class Explanation(NamedTuple):
 
 def explain(network):
     """`Explanation` of a network that `psp.extract` made. Raises ExtractError for any other."""
-    if "explanation" not in getattr(network, "meta", {}):
+    # torch.fx copies meta with a network, and torch.save writes attributes instead.
+    found = getattr(network, "meta", {}).get(NOTED, getattr(network, NOTED, None))
+    if found is None:
         raise ExtractError(
             f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers"
         )
-    return network.meta["explanation"]
+    return found
+
+
+def note(smaller, explanation):
+    """Have `explain(smaller)` give an `Explanation`, also once the network was copied, or saved and loaded."""
+    smaller.meta[NOTED] = explanation
+    setattr(smaller, NOTED, explanation)
 
 
 def explanation(model, traced, smaller):
@@ -59,17 +69,20 @@ def explanation(model, traced, smaller):
         why = _put_back(traced, called, layer, pruner) if gained else _why(traced, called)
         if name in traced.meta["all heads"]:
             why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
-        layers.append(Layer(name, before, unpruned, left, f"only stored without zeros: {why}" if stored else why))
+        layers.append(Layer(name, before, unpruned, left, f"{stored}: {why}" if stored else why))
     return Explanation(tuple(layers), f"{sizes} only" if sizes else "any size that the network takes")
 
 
 def _left(network, name):
-    """(how many weights are left at a name, whether they are only stored without zeros)."""
+    """(how many weights are left at a name, in words how these are stored without zeros, or "")."""
     module = dict(network.named_modules()).get(name)
     if module is None:
-        return 0, False
+        return 0, ""
     weights = sum(p.numel() for key, p in module.named_parameters() if not key.endswith("bias"))
-    return weights, any(isinstance(part, SpreadWeight) for part in module.modules())
+    if isinstance(module, (SpreadLinear, SpreadConvolution)):
+        return weights, "stored without zeros, and computed so where it is called"
+    spread = any(isinstance(part, SpreadWeight) for part in module.modules())
+    return weights, "only stored without zeros" if spread else ""
 
 
 def _calls(traced, name):
@@ -100,6 +113,8 @@ def _why(traced, name):
     whole = _reads_whole(called[0])
     if whole is not None:
         return f"all that it computes is read by {_named(whole)}, of whose channels none can go"
+    if (border := _cut_off(called[0], traced)) is not None:
+        return f"what it prunes leaves its bias, a constant that ends where {describe(border)} pads with zeros"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
 
 
@@ -110,6 +125,23 @@ def _put_back(traced, name, layer, pruner):
         return ""
     whole = _reads_whole(called[0])
     return "" if whole is None else f"what it prunes is put back for {_named(whole)}, of whose channels none can go"
+
+
+def _cut_off(node, traced):
+    """A layer behind a layer whose pruned channels put out their bias, at whose border these are 0; or None."""
+    layer = traced.get_submodule(node.target)
+    pruned = ~layer.weight.detach().flatten(1).any(1)
+    if layer.bias is None or not layer.bias[pruned].any():
+        return None
+    left = list(node.users)
+    while left:
+        user = left.pop(0)
+        if user.op == "call_module" and type(module := traced.get_submodule(user.target)) in CONVOLUTION:
+            if module.padding_mode == "zeros" and any(module._reversed_padding_repeated_twice):
+                return user
+        elif user.op != "output" and not user.meta["op"].has_bias:
+            left.extend(user.users)
+    return None
 
 
 def _named(node):

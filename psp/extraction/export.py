@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from psp.errors import ExtractError
+from psp.extraction.examples import all_tensors
 from psp.extraction.extract import check_evaluation
 from psp.files import write_bytes
 
@@ -22,20 +23,21 @@ def export(network, path, example_input):
     Args:
         network: of `psp.extract`, or any other in evaluation mode, in float32 and on the CPU.
         path: of the file, as "net.onnx"; one that is there is replaced at the end, if all went well.
-        example_input: a tensor N×channels×height×width, or a tuple of the arguments of `forward`; the file is for
+        example_input: a tensor, the axis of the batch first, or a tuple of the arguments of `forward`; the file is for
             inputs of this size.
 
     Raises:
-        ExtractError: the network is in training mode or has outputs that are no tensors; onnx, onnxscript or
-            onnxruntime is not installed; or the outputs of onnxruntime are not those of `network`.
+        ExtractError: the network is in training mode, of another type, or has outputs that are no tensors; onnx,
+            onnxscript or onnxruntime is not installed; or the outputs of onnxruntime are not those of `network`.
     """
     check_evaluation(network)
+    check_type(network)
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch needs it, and says so less clearly
     except ImportError as error:
         raise ExtractError(f"psp.export needs {error.name}: pip install onnx onnxscript onnxruntime") from error
-    path, inputs = Path(path), example_input if isinstance(example_input, tuple) else (example_input,)
+    path, inputs = Path(path), all_tensors(example_input)
     leaves = torch.utils._pytree.tree_leaves(network(*(x.clone() for x in inputs)))
     expected = [leaf for leaf in leaves if leaf is not None]  # which no file has
     if others := [leaf for leaf in expected if not isinstance(leaf, torch.Tensor)]:
@@ -50,6 +52,16 @@ def export(network, path, example_input):
             raise ExtractError(f"onnxruntime gives other outputs than the network: they differ by {how}")
     write_bytes(content, path)
     return path
+
+
+def check_type(network):
+    """Raise ExtractError unless the parameters of `network` are float32, on the CPU."""
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and (parameter.dtype, parameter.device.type) != (torch.float32, "cpu"):
+            raise ExtractError(
+                f"psp.export is for networks in float32 on the CPU, and {name!r} is {parameter.dtype} on "
+                f"{parameter.device}: call network.float().cpu() first"
+            )
 
 
 def _difference(got, expected):

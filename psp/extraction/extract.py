@@ -25,8 +25,8 @@ from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
 from psp.extraction.compare import beside, check_batch, check_finite, compare, disagreement, have_types, taken
 from psp.extraction.cost import left_parameters
-from psp.extraction.examples import another_batch, other_sizes, twice_the_size
-from psp.extraction.explain import explanation
+from psp.extraction.examples import all_tensors, another_batch, other_sizes, twice_the_size
+from psp.extraction.explain import explanation, note
 from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.heads import drop_heads
 from psp.extraction.kinds import classify
@@ -35,6 +35,7 @@ from psp.extraction.polish import polish
 from psp.extraction.rewrite import Builder
 from psp.extraction.shapes import find_flattens, find_shapes, fix_size
 from psp.extraction.storage import store_nonzero
+from psp.extraction.tied import tie
 from psp.extraction.trace import trace
 from psp.method.attach import parametrizations
 from psp.method.fold import fold
@@ -56,16 +57,17 @@ def extract(model, example_input):
     Args:
         model: a parameterized network in evaluation mode, of any architecture that torch.fx can trace. Operations that
             are not known here keep all their inputs and outputs.
-        example_input: a tensor N×channels×height×width, or a tuple of the first arguments of `forward`, of which others
-            are held at their defaults. The new network is for images of any size and batches of any length that
-            `model` takes.
+        example_input: a tensor, the axis of the batch first, such as images N×channels×height×width; or a tuple of the
+            first arguments of `forward`, of which others are held at their defaults. The new network is for images of
+            any size and batches of any length that `model` takes.
 
     Where the new network would be another function than `model` on other sizes, it is for that of the example alone and
     refuses others: `psp.explain` says which it is for.
 
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
     as in `model`, but those with a name that a graph needs for itself: code_ for code. All of its parameters are new,
-    and can be trained.
+    and can be trained; but batch normalization has gone into the layers before it, and dropout is gone. To train on as
+    before, do so before extraction, with requires_grad_(False) on all of psp.structure_parameters(model).
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
@@ -117,7 +119,8 @@ def smallest(model, inputs):
     untried = network.meta["asked"] and not sizes
     if network.meta["fixed"] or untried or disagreement(smaller, sizes):
         fix_size(smaller, inputs)
-    smaller.meta["explanation"] = explanation(model, network, smaller)
+    tie(smaller, model)
+    note(smaller, explanation(model, network, smaller))
     return smaller.eval()
 
 
@@ -220,9 +223,5 @@ def _named(name, model):
 
 def as_inputs(example_input):
     """The arguments of `forward` as a tuple, in float64. Raises ExtractError if there is anything but tensors."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if not all(isinstance(x, torch.Tensor) for x in inputs):
-        raise ExtractError(
-            f"example_input must be a tensor N×channels×height×width or a tuple of tensors, got {example_input!r:.60}"
-        )
+    inputs = all_tensors(example_input)
     return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)

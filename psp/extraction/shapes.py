@@ -3,14 +3,14 @@
 from contextlib import suppress
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from psp.errors import ExtractError
 from psp.extraction.examples import Interpreter, larger, without_numbers
 from psp.extraction.graph import CONVOLUTION, describe
 
 FLATTENS = {torch.flatten, torch.reshape, torch.squeeze, "flatten", "reshape", "view", "squeeze"}
-EXAMPLE = "Give an example_input like the network's images in training, N×channels×height×width"
+EXAMPLE = "Give an example_input like the network's inputs in training, the axis of the batch first"
 CASTS = "psp.extract computes in float64: take casts, such as x.float(), out of the network's forward"
 
 
@@ -56,6 +56,8 @@ def fix_size(network, inputs):
 
 def check_size(x, size):
     """`x`, if it is a batch of `size`; else raises ExtractError."""
+    if isinstance(x, fx.Proxy):  # torch.load traces the code that torch.save has written
+        return x.tracer.create_proxy("call_function", check_size, (x, size), {})
     if tuple(x.shape[1:]) != size:
         raise ExtractError(
             f"the network does other things for other sizes, or would: it was extracted for inputs of {size}, got "

@@ -99,6 +99,12 @@ class Frozen:
         """PyTorch's, or one where another runtime than the one that we know starts them."""
         return 1 if self.alone else torch.get_num_threads()
 
+    def __reduce__(self):
+        raise KernelError(
+            "a frozen network is code for this process, and can be neither saved nor copied: save the network that it "
+            "was made of, and freeze that"
+        )
+
     def unlock(self):
         """Give it a new lock, of what was chosen and of the ways: in a child process the old one may be held always."""
         self.lock = threading.Lock()

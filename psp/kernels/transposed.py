@@ -23,6 +23,8 @@ class ColumnSparseConvTranspose2d(nn.Module):
             output_padding is less than stride.
     """
 
+    columns_only = True  # as of psp.kernels.columns
+
     def __init__(self, weight, bias, stride, padding, output_padding, dilation):
         super().__init__()
         self.out_channels, self.in_channels, *kernel_size = weight.shape

@@ -6,6 +6,7 @@ concatenation of a dense block: what the bypass carries must still get from the 
 
 import copy
 import operator
+import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
@@ -74,6 +75,12 @@ def choose_structures(model, structure, skip=()):
         raise ConfigError(
             f"no convolution or linear layer left to parameterize in {type(model).__name__} by structure={structure!r} "
             f"and skip={skip!r}"
+        )
+    if left_out := [name for name, module in model.named_modules() if getattr(module, "columns_only", False)]:
+        warnings.warn(
+            f"{', '.join(left_out)} have nothing but columns that were kept, and stay as they are: to prune more, go "
+            "on from the network that psp.extract was given",
+            stacklevel=4,
         )
     check_initialized(model, chosen)
     check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])

@@ -9,12 +9,10 @@ from collections import defaultdict
 
 import torch
 
-from psp.method.choose import LAYERS, traced
-from psp.method.place import (
+from psp.method.choose import BY_CHANNEL, BY_IMAGE, LAYERS, traced
+from psp.method.walk import (
     BENDING_CALLS,
     BENDING_MODULES,
-    BY_CHANNEL,
-    BY_IMAGE,
     PASSING_CALLS,
     PASSING_MODULES,
     is_depthwise,

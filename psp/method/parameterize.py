@@ -49,6 +49,8 @@ def parameterize(
 ):
     """Give the convolution and linear layers of `model` structure parameters, in place; returns `model`.
 
+    An optimizer that was made before does not know of them: make it afterwards, of `psp.param_groups`.
+
     Args:
         model: any nn.Module that holds Conv1d/2d/3d, ConvTranspose1d/2d/3d or Linear layers.
         structure: granularity, a key of `psp.method.structures.ALPHA_SHAPE`; or, for different layers, a mapping of

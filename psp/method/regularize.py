@@ -27,12 +27,13 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
     """Parameter groups for an optimizer of torch: torch.optim.SGD(psp.param_groups(model, …), lr, momentum).
 
     Equation (6) is that of SGD, and so is the rule for λ. Other optimizers take the groups as well, but Adam divides
-    the decay by the size of gradients, and AdamW decays α itself.
+    the decay by the size of gradients, and AdamW decays α itself: by exp(−λ·Ση) without a gradient, whatever its β.
 
     Args:
         model: a module, parameterized or, with structure_decay 0, not.
         weight_decay: decay λ_w ≥ 0 on weights (parameters of two or more axes), and on γ and β that α multiply: decay
-            on both factors is what prunes. Other biases and normalizations have none.
+            on both factors is what prunes, and with 0 the α of what is of no use come to rest about ε. Other biases and
+            normalizations have none.
         structure_decay: λ ≥ 0 on α.
         regularizer: "weight_decay" has the optimizer add λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.flop_counter import FlopCounterMode
 
 import psp
+from psp.errors import ExtractError
 from psp.method.baselines import attach_norm_masks, fix_sparsity, prune_by_norm
 
 
@@ -194,6 +195,11 @@ def test_a_weight_that_a_layer_without_parameters_shares_is_not_gone():
     psp.parameterize(net, skip=["b"])
     psp.structure_parameters(net)["a"].data[0, :2] = 0.0
     assert psp.cost(net, torch.randn(1, 4)) == (16, 8 + 16)
+
+
+def test_a_shape_is_no_example():
+    with pytest.raises(ExtractError, match=r"example_input is a tensor and not its shape: torch\.zeros\(1, 3, 8, 8\)"):
+        psp.cost(nn.Conv2d(3, 4, 3), (1, 3, 8, 8))
 
 
 def test_a_layer_called_by_keyword_counts_as_any_other():

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import strategies as st
-from networks import difference, prune, prune_channels, size
+from networks import Call, difference, prune, prune_channels, size
 from test_extract_operations import Branches
 from torch import nn
 from torch.nn import functional as F
@@ -248,13 +248,57 @@ def test_what_is_not_followed_is_stored_without_its_zeros_and_explained(structur
     assert psp.cost(smaller, x).params <= psp.cost(net, x).params
     why = {layer.name: layer.why for layer in psp.explain(smaller).layers}
     assert why == {
-        "twice": "only stored without zeros: it is called several times",
+        "twice": "stored without zeros, and computed so where it is called: it is called several times",
         "read": "only stored without zeros: its weight is read without it",
-        "inside.1": "only stored without zeros: the code of 'inside' is not followed",
+        "inside.1": "stored without zeros, and computed so where it is called: the code of 'inside' is not followed",
     }
     printed = str(psp.explain(smaller)).splitlines()
     assert len(printed) == 5
     assert printed[1].split()[:4] == ["twice", "144", *[str(left) for left in psp.explain(smaller).layers[0][2:4]]]
+
+
+def test_layers_of_a_transformer_that_is_not_followed_compute_without_zeros():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    net = halved(Call(lambda self, x: self.block(x), block=block), "column")
+    x = torch.randn(2, 5, 16).double()
+    why = {layer.name: layer.why for layer in psp.explain(psp.extract(net, x)).layers}
+    assert why["block.linear1"].startswith("stored without zeros, and computed so where it is called: the code of")
+    assert psp.cost(psp.extract(net, x), x).macs < psp.cost(psp.fold(net), x).macs
+
+
+def test_a_pruned_filter_that_leaves_its_bias_before_padding_is_explained():
+    """A constant map is none any more where the next convolution pads it with zeros."""
+
+    def made(bias, padding):
+        torch.manual_seed(0)
+        first = nn.Conv2d(3, 8, 3, padding=1, bias=bias)
+        net = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 8, 3, padding=padding), nn.Flatten(), nn.LazyLinear(3))
+        net(maps(2).float())
+        if bias:
+            nn.init.constant_(first.bias, 0.3)
+        return psp.explain(psp.extract(prune_channels(net.double().eval(), **{"0": [1, 2, 5]}), maps(2))).layers[0]
+
+    assert made(True, 1).why == "what it prunes leaves its bias, a constant that ends where layer '2' pads with zeros"
+    assert [layer.left for layer in (made(False, 1), made(True, 0))] == [5 * 27] * 2
+
+
+def test_what_is_tied_stays_tied():
+    """Embedding and classifier share their weight, as in language models."""
+
+    def forward(self, tokens):
+        return self.out(self.b(self.a(self.words(tokens)).relu()))
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(8, 16), "b": nn.Linear(16, 8), "out": nn.Linear(8, 50, bias=False)}
+    net = Call(forward, words=nn.Embedding(50, 8), **layers)
+    net.out.weight = net.words.weight
+    net, tokens = prune_channels(net.double().eval(), a=[1, 2, 5]), torch.randint(50, (2, 7))
+    smaller = psp.extract(net, tokens)
+    assert smaller.out.weight is smaller.words.weight
+    assert psp.cost(smaller, tokens).params == psp.cost(net, tokens).params - 3 - 3 * 8
+    torch.testing.assert_close(smaller(tokens), net(tokens))
+    assert smaller.float().out.weight is smaller.words.weight
 
 
 def test_only_results_of_extract_are_explained():
@@ -405,6 +449,12 @@ def test_a_network_of_several_inputs_is_written_with_all_of_them_in_their_order(
     inputs = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 1)
     path = psp.export(Difference().eval(), tmp_path / "net.onnx", inputs)
     assert [x.shape for x in onnxruntime.InferenceSession(path).get_inputs()] == [[2, 3, 4, 5], [2, 3, 4, 1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_only_networks_in_float32_are_exported(dtype, tmp_path):
+    with pytest.raises(ExtractError, match=rf"float32 on the CPU, and 'weight' is {dtype} on cpu: call network\.float"):
+        psp.export(nn.Linear(3, 2, bias=False).to(dtype).eval(), tmp_path / "net.onnx", torch.zeros(1, 3, dtype=dtype))
 
 
 @pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])

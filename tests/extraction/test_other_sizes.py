@@ -1,5 +1,7 @@
 """psp.extract on networks that do other things on other sizes: they are exact there, or refuse them."""
 
+import copy
+
 import pytest
 import torch
 from networks import Call, difference, prune_channels
@@ -72,6 +74,35 @@ def test_another_size_is_exact_or_refused(forward, layers, make, size, others):
                 smaller(make(other))
         else:
             assert difference(net, smaller, make(other)) < 1e-13
+
+
+def positions():
+    """Steps of a sequence, each with a row of its own added: for up to ten of them."""
+
+    def forward(self, x):
+        return self.c(F.gelu(self.b(self.a(x) + self.rows[:, : x.shape[1]])))
+
+    torch.manual_seed(0)
+    net = Call(forward, a=nn.Linear(6, 16), b=nn.Linear(16, 32), c=nn.Linear(32, 3))
+    net.rows = nn.Parameter(torch.randn(1, 10, 16))
+    return prune_channels(net.double().eval(), b=[1, 2, 5])
+
+
+def test_a_network_for_one_size_is_saved_loaded_and_explained(tmp_path):
+    net, x = positions(), torch.randn(2, 7, 6).double()
+    smaller = psp.extract(net, x)
+    torch.save(smaller, tmp_path / "net.pt")
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    for kept in (loaded, copy.deepcopy(smaller)):
+        assert torch.equal(kept(x), smaller(x))
+        assert psp.explain(kept) == psp.explain(smaller)
+        with pytest.raises(ExtractError, match=r"it was extracted for inputs of \(7, 6\), got \(8, 6\)"):
+            kept(torch.randn(2, 8, 6).double())
+
+
+def test_trying_other_sizes_prints_nothing(capfd):
+    psp.extract(positions(), torch.randn(2, 10, 6).double())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_network_that_is_exact_on_all_sizes_refuses_none():

@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import operator
 import os
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -452,3 +453,10 @@ def test_what_is_no_plain_network_is_refused():
     net[0].register_forward_hook(lambda module, inputs, output: 2 * output)
     with pytest.raises(KernelError, match="module '0' of Sequential has a forward hook"):
         psp.freeze(net, x)
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_frozen_network_is_neither_copied_nor_saved(again):
+    frozen = psp.freeze(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(KernelError, match="save the network that it was made of, and freeze that"):
+        again(frozen)

@@ -1,6 +1,7 @@
 """Where the α of channels and layers stand: the loss sees each of them, and the product with γ is the group lasso's."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -118,10 +119,11 @@ def test_alpha_stands_on_the_weight_if_anything_but_normalizations_sees_the_outp
 
 @pytest.mark.filterwarnings("ignore:the α of 0 stand on weights")
 def test_normalizations_of_all_channels_hide_the_alpha_of_a_layer_and_not_of_a_channel():
-    for norm in (nn.GroupNorm(2, 6), nn.InstanceNorm2d(6, affine=True), nn.BatchNorm2d(6)):
+    norms = nn.GroupNorm(2, 6), nn.GroupNorm(6, 6), nn.InstanceNorm2d(6, affine=True), nn.BatchNorm2d(6)
+    for norm in norms:
         net = nn.Sequential(nn.Conv2d(3, 6, 1), norm)
         assert normalizations(net, {"0": "layer"}) == {"0": [("1", 0, 6)]}
-        assert bool(normalizations(net, {"0": "channel"})) is not isinstance(norm, nn.GroupNorm)
+        assert bool(normalizations(net, {"0": "channel"})) is (norm is not norms[0])
     assert normalizations(nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=False)), {"0": "channel"}) == {}
 
 
@@ -285,7 +287,49 @@ def test_all_branches_can_shrink_together_and_only_the_classifier_has_to_make_up
     torch.testing.assert_close(net(x), before)
 
 
-def test_a_linear_layer_keeps_the_alpha_of_its_channels_which_may_lie_along_another_axis():
+def test_features_before_a_normalization_of_as_many_have_their_alpha_behind_it():
+    """Of N×C both are the second axis: on the weight α would cancel, and be gone all at once by decay alone."""
+    net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6)).double()
+    psp.parameterize(net, "channel")
+    assert behind(net) == {name: net.get_submodule(name) for name in ("1", "4")}
+    alpha, x = psp.structure_parameters(net)["0"], torch.randn(16, 5, dtype=torch.float64)
+    before = net(x).detach()
+    alpha.data[2] = 0.5
+    assert (net(x) - before).abs().max() > 1e-3
+    alpha.data[[1, 4]] = 0.0
+    net.eval()
+    smaller = psp.extract(net, x)
+    torch.testing.assert_close(smaller(x), net(x))
+    assert smaller.get_submodule("0").out_features == 6
+
+
+def test_a_layer_that_normalizes_its_weight_is_warned_of():
+    class Standardized(nn.Conv2d):
+        def forward(self, x):
+            weight = F.layer_norm(self.weight, self.weight.shape[1:], eps=1e-6)
+            return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+
+    class Plain(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x)
+
+    weight_norm = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+    layers = {"a": Standardized(3, 4, 3, padding=1), "b": Plain(4, 4, 3), "c": weight_norm}
+    net = Call(lambda self, x: self.b(self.a(x)) + self.c(x), **layers)
+    with pytest.warns(UserWarning, match="the α of a stand on weights, where a normalization hides them"):
+        psp.parameterize(net, "channel")
+
+
+def test_a_network_without_normalizations_is_not_warned_of_them():
+    def forward(self, x):
+        return self.a(x) if x.sum() > 0 else x  # cannot be traced
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        psp.parameterize(Call(forward, a=nn.Conv2d(3, 6, 3)), "channel")
+
+
+def test_a_linear_layer_keeps_the_alpha_of_its_channels_where_they_lie_along_another_axis():
     """BatchNorm1d normalizes the second axis, which of tokens, N×5×6, is not that of the features."""
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(5), nn.Flatten(), nn.Linear(30, 3)).double()
     assert normalizations(net, {"0": "channel"}) == {}
@@ -407,7 +451,7 @@ def test_a_network_that_cannot_be_traced_keeps_them_on_weights_and_says_so():
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, affine=False)])
 def test_a_normalization_without_gamma_hides_alpha_and_says_so(norm):
     net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), nn.Conv2d(4, 3, 1))
-    with pytest.warns(UserWarning, match=r"α of 0 stand on weights, where .* hides them: it has no γ"):
+    with pytest.warns(UserWarning, match=r"α of 0 stand on weights, where .* hides them: none that follows has a γ"):
         psp.parameterize(net, "channel")
     assert behind(net) == {}
 
@@ -475,7 +519,7 @@ def test_a_normalization_that_is_a_function_is_warned_of(passed):
     def forward(self, x):
         return F.batch_norm(passed(self.a(x)), None, None, training=True)
 
-    with pytest.warns(UserWarning, match="the α of a stand on weights, where the normalization that follows hides"):
+    with pytest.warns(UserWarning, match="the α of a stand on weights, where a normalization hides them"):
         psp.parameterize(Call(forward, a=nn.Conv2d(3, 6, 3)), "channel")
 
 

@@ -1,0 +1,164 @@
+"""From a layer forward through the network's graph, up to the normalizations in which its α cancels."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from psp.method.choose import BY_CHANNEL, LAYERS, NORMALIZATIONS, check_initialized, queries_shape
+
+# Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
+PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU)
+PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
+PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+PASSING_CALLS = (F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d, "relu", "contiguous")
+PASSING_CALLS += (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+PASSING_CALLS += (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+# Activations that keep 0, but not every factor: behind them a normalization hides α the more the smaller it is.
+BENDING_MODULES = (nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
+BENDING_CALLS = (F.relu6, F.silu, F.gelu, F.elu, F.hardswish, F.mish)
+# Of N×C, features by themselves.
+BY_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm)
+# Normalizations that have no place for α: their γ, if there is one, is anybody's.
+BY_CHANNEL_CALLS = (F.batch_norm, F.instance_norm)
+BY_IMAGE_CALLS = (F.group_norm, F.layer_norm, F.rms_norm)
+# What only moves a layer's values about.
+MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
+CONCATENATIONS = (torch.cat, torch.concat)
+
+
+def output_channels(layer):
+    """How many channels a convolution or features a linear layer puts out."""
+    return layer.out_channels if hasattr(layer, "out_channels") else layer.out_features
+
+
+def is_depthwise(layer):
+    """Whether channel k of a layer's output is made of channel k of its input alone."""
+    return 1 < getattr(layer, "groups", 1) == layer.in_channels == layer.out_channels
+
+
+def is_called_again(node):
+    """Whether another node of the graph calls the same module."""
+    return any(other.target == node.target for other in node.graph.nodes if other is not node)
+
+
+def _parts(concatenation):
+    """What a node concatenates."""
+    return concatenation.args[0] if concatenation.args else concatenation.kwargs["tensors"]
+
+
+class Walk:
+    """The walk from one layer; of a `whole` one with all of its α, otherwise with those of its channels."""
+
+    def __init__(self, model, whole, layer):
+        self.model = model
+        self.whole = whole
+        self.count = output_channels(layer)
+        self.linear = isinstance(layer, nn.Linear)  # its features may lie on another axis than others look at
+
+    def targets(self, layer):
+        """(node, first, count) of each normalization that can hide the α of `layer`, a node, from the loss.
+
+        What one of them has times α the next can hide again: on to the last one that does.
+        """
+        found = self._ends(layer, self.count)
+        while len(found) == 1 and self._is_all(*found[0]):
+            beyond = self._ends(*found[0][::2])
+            if not beyond or any(is_called_again(norm) for norm, _, _ in beyond):  # there it would be others' α, too
+                break
+            found = beyond
+        return found
+
+    def is_hidden(self, node):
+        """Whether all that reads a node is a normalization, with γ or without, or hands it on to such."""
+        users = [user for user in node.users if not queries_shape(user)]
+        return bool(users) and all(
+            self._hides(user) or (self._passes(user, None) and self.is_hidden(user)) for user in users
+        )
+
+    def _hides(self, node):
+        calls = BY_CHANNEL_CALLS * (not self.linear) + (BY_CHANNEL_CALLS + BY_IMAGE_CALLS) * self.whole
+        return self._hides_alpha(self._module(node)) or (node.op == "call_function" and node.target in calls)
+
+    def _hides_alpha(self, norm):
+        """Whether α cancels in a module: in a normalization of each channel by itself, that of a whole layer in any."""
+        if self.whole:
+            return isinstance(norm, NORMALIZATIONS)
+        if self.linear:
+            return isinstance(norm, BY_FEATURE) and norm.num_features == self.count
+        return isinstance(norm, BY_CHANNEL) or (isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels)
+
+    def _is_all(self, norm, first, count):
+        return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
+
+    def _ends(self, node, count, first=None):
+        """(node, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
+
+        `count` is that of the channels that α multiplies, `first` of those that stand before them; None where nothing
+        was concatenated.
+        """
+        found = []
+        for user in node.users:
+            if queries_shape(user):
+                continue
+            if self._normalizes(user, first):
+                whole = len(self.model.get_submodule(user.target).weight)
+                ends = [(user, 0, whole) if first is None else (user, first, count)]
+            elif user.target in CONCATENATIONS and (before := self._channels_before(user, node)) is not None:
+                ends = self._ends(user, count, (first or 0) + before)
+            else:
+                ends = self._ends(user, self._count(user, count), first) if self._passes(user, first) else []
+            if not ends:
+                return []
+            found += ends
+        return found
+
+    def _module(self, node):
+        return self.model.get_submodule(node.target) if node.op == "call_module" else None
+
+    def _normalizes(self, node, first):
+        """Whether a node is a normalization with γ; what is concatenated is of the others' mean over an image, too."""
+        norm = self._module(node)
+        hides = isinstance(norm, BY_CHANNEL) if self.whole and first is not None else self._hides_alpha(norm)
+        if hides and norm.weight is not None:
+            check_initialized(self.model, [node.target])
+        return hides and norm.weight is not None and norm.weight.ndim == 1
+
+    def _count(self, node, count):
+        """How many channels α multiplies behind a node that passes it on, of `count` before it."""
+        module = self._module(node)
+        mixes = isinstance(module, LAYERS) and not is_depthwise(module)
+        return output_channels(module) if mixes else count
+
+    def _passes(self, node, first):
+        module = self._module(node)
+        if isinstance(module, LAYERS):  # one that mixes channels passes α on where it is that of all of them
+            passed = is_depthwise(module) or (self.whole and first is None)
+            return passed and (module.bias is None or self._removes_constants(node))
+        calls = PASSING_CALLS + BENDING_CALLS + (MOVING_CALLS if self.whole else ())
+        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or (
+            node.op != "call_module" and node.target in calls
+        )
+
+    def _removes_constants(self, node):
+        """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""
+        return all(isinstance(self._module(user), BY_CHANNEL) for user in node.users)
+
+    def _channels_before(self, concatenation, node):
+        """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""
+        parts = _parts(concatenation)
+        axis = concatenation.args[1:] or (concatenation.kwargs.get("dim", 0),)
+        if self.linear or axis != (1,) or not isinstance(parts, (list, tuple)) or parts.count(node) != 1:
+            return None
+        counts = [self._channels(part) for part in parts[: parts.index(node)]]
+        return None if None in counts else sum(counts)
+
+    def _channels(self, node):
+        """How many channels a node has; None where that is unclear."""
+        module = self._module(node)
+        for attribute in ("out_channels", "num_features"):
+            if hasattr(module, attribute):
+                return getattr(module, attribute)
+        if node.target in CONCATENATIONS:
+            counts = [self._channels(part) for part in _parts(node)]
+            return None if None in counts else sum(counts)
+        return self._channels(node.args[0]) if self._passes(node, None) and node.args else None
