@@ -58,12 +58,8 @@ def speed_ups(record):
 
 
 def on_all_devices(records):
-    """The rows of `speed_ups` of several records, in which `device` is the first column."""
-    tables = []
-    for record in records:
-        table = speed_ups(record)
-        table.insert(0, "device", record["provenance"]["device"])
-        tables.append(table)
+    """The rows of `speed_ups` of several records, in which `device` is the last column."""
+    tables = [speed_ups(record).assign(device=record["provenance"]["device"]) for record in records]
     return pd.concat(tables, ignore_index=True)
 
 
