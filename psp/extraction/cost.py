@@ -33,8 +33,9 @@ def cost(model, example_input):
     whole, since it reads that layer's weight without calling it. Raises ExtractError for a shape instead of an example.
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
-    if all(isinstance(x, int) for x in inputs):
-        raise ExtractError(f"example_input is a tensor and not its shape: torch.zeros({', '.join(map(str, inputs))})")
+    shape = inputs[0] if isinstance(example_input, list) else inputs
+    if len(shape) > 1 and all(isinstance(x, int) for x in shape):
+        raise ExtractError(f"example_input is a tensor and not its shape: torch.zeros({', '.join(map(str, shape))})")
     pruned = sparsity(model).layers
     zeroed = {
         name: round(pruned[name].weights * weight_shape(layer).numel())

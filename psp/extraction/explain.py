@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from torch import fx
+
 from psp.errors import ExtractError
 from psp.extraction.graph import CONVOLUTION, describe
 from psp.extraction.names import free_name
@@ -41,8 +43,10 @@ class Explanation(NamedTuple):
 
 def explain(network):
     """`Explanation` of a network that `psp.extract` made. Raises ExtractError for any other."""
-    # torch.fx copies meta with a network, and torch.save writes attributes instead.
-    found = getattr(network, "meta", {}).get(NOTED, getattr(network, NOTED, None))
+    found = None
+    if isinstance(network, fx.GraphModule):
+        found = next((vars(child)[NOTED] for child in network.children() if NOTED in vars(child)), None)
+        found = network.meta.get(NOTED, found)
     if found is None:
         raise ExtractError(
             f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers"
@@ -53,7 +57,8 @@ def explain(network):
 def note(smaller, explanation):
     """Have `explain(smaller)` give an `Explanation`, also once the network was copied, or saved and loaded."""
     smaller.meta[NOTED] = explanation
-    setattr(smaller, NOTED, explanation)
+    for child in smaller.children():  # which torch.save writes as they are, of the graph no more than its code
+        setattr(child, NOTED, explanation)
 
 
 def explanation(model, traced, smaller):

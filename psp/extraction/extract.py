@@ -67,7 +67,7 @@ def extract(model, example_input):
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
     as in `model`, but those with a name that a graph needs for itself: code_ for code. All of its parameters are new,
     and can be trained; but batch normalization has gone into the layers before it, and dropout is gone. To train on as
-    before, do so before extraction, with requires_grad_(False) on all of psp.structure_parameters(model).
+    before, do so before extraction, with requires_grad_(False) on psp.structure_parameters(model).values().
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has
@@ -111,6 +111,7 @@ def smallest(model, inputs):
     known = follow(network.graph)
     wanted = ask(network.graph, known)
     smaller = polish(Builder(network, known, wanted).build())
+    tie(smaller, model)
     if left_parameters(smaller) > left_parameters(model):
         store_nonzero(smaller)
     for values, outputs in zip(shown, expected, strict=True):
@@ -119,7 +120,6 @@ def smallest(model, inputs):
     untried = network.meta["asked"] and not sizes
     if network.meta["fixed"] or untried or disagreement(smaller, sizes):
         fix_size(smaller, inputs)
-    tie(smaller, model)
     note(smaller, explanation(model, network, smaller))
     return smaller.eval()
 

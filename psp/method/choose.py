@@ -45,7 +45,8 @@ def choose_structures(model, structure, skip=()):
             "layer"; a layer without a shape yet.
     """
     check_network(model)
-    names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    gone = [name for name, module in model.named_modules() if getattr(module, "columns_only", False)]
+    names = [*(name for name, module in model.named_modules() if isinstance(module, LAYERS)), *gone]
     rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
     skip = patterns(skip)
     for wanted in rules.values():
@@ -71,16 +72,16 @@ def choose_structures(model, structure, skip=()):
             raise ConfigError(f"structure pattern {pattern!r} decides nothing: later ones match all of its layers")
     chosen = {name: rules[p[0]] for name, p in deciding.items() if p and not any(fnmatchcase(name, s) for s in skip)}
     chosen = {name: wanted for name, wanted in chosen.items() if wanted is not None}
-    if not chosen:
-        raise ConfigError(
-            f"no convolution or linear layer left to parameterize in {type(model).__name__} by structure={structure!r} "
-            f"and skip={skip!r}"
-        )
-    if left_out := [name for name, module in model.named_modules() if getattr(module, "columns_only", False)]:
+    if left_out := [name for name in gone if chosen.pop(name, None)]:
         warnings.warn(
             f"{', '.join(left_out)} have nothing but columns that were kept, and stay as they are: to prune more, go "
             "on from the network that psp.extract was given",
             stacklevel=4,
+        )
+    if not chosen:
+        raise ConfigError(
+            f"no convolution or linear layer left to parameterize in {type(model).__name__} by structure={structure!r} "
+            f"and skip={skip!r}"
         )
     check_initialized(model, chosen)
     check_bypass(model, [name for name, wanted in chosen.items() if wanted == "layer"])

@@ -29,7 +29,9 @@ def fold(model):
         if parametrize.is_parametrized(layer, "weight"):
             _make_plain(layer, "weight", holding)
         if layer._modules.get("structure") is pruner:
-            if f"{name}.weight" not in used:
+            # What γ and β of a BatchNorm1d multiply may be the tokens of N×C×C, of which no linear layer has filters.
+            tokens = isinstance(layer, nn.Linear) and pruner.kept().any()
+            if f"{name}.weight" not in used and not tokens:
                 _zero(layer, pruner.kept(), holding)
             del layer.structure
     return model

@@ -22,10 +22,11 @@ import copy
 import warnings
 
 import torch
+from torch import nn
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import CONVOLUTIONS, LAYERS, NORMALIZATIONS, traced
+from psp.method.choose import LAYERS, traced
 from psp.method.walk import Walk
 
 
@@ -44,10 +45,9 @@ def normalizations(model, structures, warn=True):
     try:
         graph = traced(model)
     except ConfigError as error:
-        if any(isinstance(module, NORMALIZATIONS) for module in model.modules()):
-            warnings.warn(
-                f"{error}: the α of channels stand on weights, where a normalization hides them", stacklevel=4
-            )
+        warnings.warn(
+            f"{error}: the α of channels stand on weights, where a normalization would hide them", stacklevel=4
+        )
         return {}
     found, hidden = {}, []
     for name in sorted(wanted):
@@ -84,20 +84,30 @@ def sharing(places, structures):
 
 @torch.no_grad()
 def takes_scale_out(layer):
-    """Whether a layer of its own class normalizes its weight when it is called, so that a factor on it cancels."""
-    own = isinstance(layer, CONVOLUTIONS) and type(layer) not in LAYERS and not parametrize.is_parametrized(layer)
-    if not own:
+    """Whether a layer of a class of its own normalizes its weight when it is called, so that a factor on it cancels.
+
+    Tried on a copy without its hooks, with random numbers that nobody else draws.
+    """
+    if type(layer) in LAYERS or parametrize.is_parametrized(layer):
         return False
-    size = [1 + d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    x = torch.randn(1, layer.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(layer.weight)
     try:
-        other = copy.deepcopy(layer).eval()
-        other.bias = None
-        before = other(x)
-        other.weight.mul_(2)
-        return torch.allclose(other(x), before, rtol=0.1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            other = copy.deepcopy(layer).to("cpu", torch.float32).eval()
+            other.bias, other._forward_hooks, other._forward_pre_hooks = None, {}, {}
+            x, _ = torch.randn(input_shape(layer)), other.weight.normal_()
+            before = other(x)
+            other.weight.mul_(2)
+            return bool(before.any()) and torch.allclose(other(x), before, rtol=0.1)
     except Exception:  # whatever a forward of its own may ask for
         return False
+
+
+def input_shape(layer):
+    """The smallest batch that a convolution without padding or a linear layer takes."""
+    if isinstance(layer, nn.Linear):
+        return (1, layer.in_features)
+    return (1, layer.in_channels, *(1 + d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)))
 
 
 def _are_others(norms):

@@ -36,6 +36,12 @@ def is_depthwise(layer):
     return 1 < getattr(layer, "groups", 1) == layer.in_channels == layer.out_channels
 
 
+def by_channel(norm):
+    """Whether a module normalizes each channel by itself."""
+    one_each = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+    return one_each or isinstance(norm, BY_CHANNEL)
+
+
 def is_called_again(node):
     """Whether another node of the graph calls the same module."""
     return any(other.target == node.target for other in node.graph.nodes if other is not node)
@@ -85,7 +91,7 @@ class Walk:
             return isinstance(norm, NORMALIZATIONS)
         if self.linear:
             return isinstance(norm, BY_FEATURE) and norm.num_features == self.count
-        return isinstance(norm, BY_CHANNEL) or (isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels)
+        return by_channel(norm)
 
     def _is_all(self, norm, first, count):
         return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
@@ -118,9 +124,9 @@ class Walk:
     def _normalizes(self, node, first):
         """Whether a node is a normalization with γ; what is concatenated is of the others' mean over an image, too."""
         norm = self._module(node)
-        hides = isinstance(norm, BY_CHANNEL) if self.whole and first is not None else self._hides_alpha(norm)
-        if hides and norm.weight is not None:
+        if isinstance(norm, NORMALIZATIONS) and norm.weight is not None:
             check_initialized(self.model, [node.target])
+        hides = by_channel(norm) if self.whole and first is not None else self._hides_alpha(norm)
         return hides and norm.weight is not None and norm.weight.ndim == 1
 
     def _count(self, node, count):
@@ -141,7 +147,7 @@ class Walk:
 
     def _removes_constants(self, node):
         """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""
-        return all(isinstance(self._module(user), BY_CHANNEL) for user in node.users)
+        return all(by_channel(self._module(user)) for user in node.users)
 
     def _channels_before(self, concatenation, node):
         """How many channels stand before those of `node` in a concatenation along axis 1; None if unclear."""

@@ -56,13 +56,16 @@ def closest_pairs(records):
     """Of each seed the record by ℓ1 and the one by weight decay that are compared, in the order of the seeds.
 
     They are of one λ and ε each, the same for all seeds: those two whose sparsities, means over the seeds that both
-    have, are closest. Raises ConfigError where no seed has a run of both.
+    have, are closest. Raises ConfigError where no seed has a run of both, and for two runs of one setting and seed.
     """
     by_setting = {}
     for record in records:
         config = record["config"]
         setting = config["method"], config["structure_decay"], config["threshold"]
-        by_setting.setdefault(setting, {})[config["seed"]] = record
+        seeds = by_setting.setdefault(setting, {})
+        if config["seed"] in seeds:
+            raise ConfigError(f"Figure 2 has two runs of {', '.join(map(str, setting))} and seed {config['seed']}")
+        seeds[config["seed"]] = record
     ours = {
         m: [runs for setting, runs in by_setting.items() if setting[0] == m] for m in ("psp_l1", "psp_weight_decay")
     }

@@ -66,20 +66,19 @@ def on_all_devices(records):
 def unavailable_table(records):
     """One row for each variant that some dense or extracted networks are not timed in, and why.
 
-    `where` names the networks, or says that it is all of them.
+    `where` names the networks and batch sizes, or says that it is all of them.
     """
-    found = {}
+    rows = []
     for record in records:
+        every, found = {(network["name"], batch) for network in record["networks"] for batch in network["batches"]}, {}
         for network in record["networks"]:
-            for whose in ("dense", "extracted"):
-                for missing in network["dense_unavailable" if whose == "dense" else "unavailable"]:
-                    key = (
-                        record["provenance"]["device"],
-                        whose,
-                        *(missing[k] for k in ("backend", "precision", "reason")),
-                    )
-                    found.setdefault(key, {})[network["name"]] = len(record["networks"])
-    rows = [(*key, "all" if len(names) == max(names.values()) else ", ".join(names)) for key, names in found.items()]
+            for whose, missing in (("dense", "dense_unavailable"), ("extracted", "unavailable")):
+                for one in network[missing]:
+                    key = whose, one["backend"], one["precision"], one["reason"]
+                    found.setdefault(key, []).append((network["name"], one["batch"]))
+        for key, places in found.items():
+            where = "all" if set(places) == every else ", ".join(f"{name} at batch {batch}" for name, batch in places)
+            rows.append((record["provenance"]["device"], *key, where))
     return pd.DataFrame(rows, columns=["device", "network", "backend", "precision", "reason", "where"])
 
 

@@ -200,6 +200,10 @@ def test_a_weight_that_a_layer_without_parameters_shares_is_not_gone():
 def test_a_shape_is_no_example():
     with pytest.raises(ExtractError, match=r"example_input is a tensor and not its shape: torch\.zeros\(1, 3, 8, 8\)"):
         psp.cost(nn.Conv2d(3, 4, 3), (1, 3, 8, 8))
+    with pytest.raises(ExtractError, match=r"torch\.zeros\(1, 3\)"):
+        psp.cost(nn.Linear(3, 4), [1, 3])
+    rows = Call(lambda self, count: self.a(torch.ones(count, 3)), a=nn.Linear(3, 4))
+    assert psp.cost(rows, (5,)).macs == 5 * 12
 
 
 def test_a_layer_called_by_keyword_counts_as_any_other():

@@ -301,7 +301,30 @@ def test_what_is_tied_stays_tied():
     assert smaller.float().out.weight is smaller.words.weight
 
 
+def test_a_tied_weight_is_counted_once_and_has_no_other_layer_stored_apart():
+    """Of few pruned columns a convolution keeps its zeros, where more goes elsewhere: the inputs of the second layer."""
+
+    def forward(self, tokens):
+        h = self.b(self.a(self.words(tokens)).relu())
+        return self.out(self.conv(h.transpose(1, 2)).transpose(1, 2))
+
+    torch.manual_seed(0)
+    layers = {"a": nn.Linear(8, 16), "b": nn.Linear(16, 8), "conv": nn.Conv1d(8, 8, 3, padding=1)}
+    net = Call(forward, words=nn.Embedding(2000, 8), out=nn.Linear(8, 2000, bias=False), **layers).double()
+    net.out.weight = net.words.weight
+    alphas = psp.structure_parameters(psp.parameterize(net, {"a": "channel", "conv": "column"}).eval())
+    for name, pruned in {"a": [1, 2, 5], "conv": [1, 7]}.items():
+        alphas[name].data.view(-1)[pruned] = 0.0
+    smaller = psp.extract(net, torch.randint(2000, (2, 7)))
+    assert smaller.out.weight is smaller.words.weight
+    assert type(smaller.conv) is nn.Conv1d
+
+
 def test_only_results_of_extract_are_explained():
+    other = nn.Linear(2, 2)
+    other.meta = "of its own"
+    with pytest.raises(ExtractError, match="Linear is no result of"):
+        psp.explain(other)
     with pytest.raises(ExtractError, match="Linear is no result of"):
         psp.explain(nn.Linear(2, 2))
 

@@ -93,7 +93,7 @@ def test_a_network_for_one_size_is_saved_loaded_and_explained(tmp_path):
     smaller = psp.extract(net, x)
     torch.save(smaller, tmp_path / "net.pt")
     loaded = torch.load(tmp_path / "net.pt", weights_only=False)
-    for kept in (loaded, copy.deepcopy(smaller)):
+    for kept in (loaded, copy.deepcopy(smaller), copy.deepcopy(loaded)):
         assert torch.equal(kept(x), smaller(x))
         assert psp.explain(kept) == psp.explain(smaller)
         with pytest.raises(ExtractError, match=r"it was extracted for inputs of \(7, 6\), got \(8, 6\)"):

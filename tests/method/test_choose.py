@@ -1,5 +1,7 @@
 """Which layers get which structure, and where a bypass exists."""
 
+import copy
+import warnings
 from types import MappingProxyType
 
 import pytest
@@ -184,3 +186,9 @@ def test_what_extract_left_of_columns_is_said_to_stay():
     smaller = psp.extract(net.eval(), torch.zeros(1, 3, 8, 8))
     with pytest.warns(UserWarning, match="2 have nothing but columns that were kept, and stay as they are"):
         psp.parameterize(smaller, "column")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        psp.parameterize(copy.deepcopy(psp.fold(smaller)), "column", skip="2")
+    only = nn.Sequential(smaller.get_submodule("2"))
+    with pytest.warns(UserWarning, match="go on from the network"), pytest.raises(ConfigError, match="left to param"):
+        psp.parameterize(only, "column")

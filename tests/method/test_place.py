@@ -1,7 +1,6 @@
 """Where the α of channels and layers stand: the loss sees each of them, and the product with γ is the group lasso's."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -313,20 +312,43 @@ def test_a_layer_that_normalizes_its_weight_is_warned_of():
         def forward(self, x):
             return super().forward(x)
 
+    class Normalized(nn.Linear):
+        def forward(self, x):
+            torch.rand(1)  # as dropout draws numbers
+            return F.linear(x, F.normalize(self.weight, dim=1), self.bias)
+
     weight_norm = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
-    layers = {"a": Standardized(3, 4, 3, padding=1), "b": Plain(4, 4, 3), "c": weight_norm}
-    net = Call(lambda self, x: self.b(self.a(x)) + self.c(x), **layers)
-    with pytest.warns(UserWarning, match="the α of a stand on weights, where a normalization hides them"):
+    layers = {"a": Standardized(3, 4, 3, padding=1), "b": Plain(4, 4, 3), "c": weight_norm, "d": Normalized(4, 2)}
+    net = Call(lambda self, x: self.d((self.b(self.a(x)) + self.c(x)).mean((2, 3))), **layers)
+    nn.init.zeros_(net.b.weight)
+    net.b.register_forward_hook(lambda *_: pytest.fail("called"))
+    before = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="the α of a, d stand on weights, where a normalization hides them"):
         psp.parameterize(net, "channel")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_network_without_normalizations_is_not_warned_of_them():
-    def forward(self, x):
-        return self.a(x) if x.sum() > 0 else x  # cannot be traced
+def test_of_tokens_nothing_but_gamma_and_beta_is_folded():
+    """Of N×C×C BatchNorm1d takes the tokens for channels, which looks the same; no filter is zeroed for them."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
+    psp.parameterize(net, {"0": "channel"})
+    assert list(behind(net)) == ["1"]
+    psp.structure_parameters(net)["0"].data[[1, 4]] = 0.0
+    net.eval()
+    x = torch.randn(5, 6, 4, dtype=torch.float64)
+    torch.testing.assert_close(psp.fold(copy.deepcopy(net))(x), net(x))
+    torch.testing.assert_close(psp.extract(net, x)(x), net(x))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        psp.parameterize(Call(forward, a=nn.Conv2d(3, 6, 3)), "channel")
+
+def test_a_lazy_normalization_of_features_is_to_be_run_first():
+    with pytest.raises(ConfigError, match="'1' has no shape yet; run the network once"):
+        psp.parameterize(nn.Sequential(nn.Linear(4, 6), nn.LazyBatchNorm1d()), {"0": "channel"})
+
+
+def test_a_group_for_each_channel_takes_a_bias_away_too():
+    depthwise = nn.Conv2d(6, 6, 3, groups=6)
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), depthwise, nn.GroupNorm(6, 6))
+    assert normalizations(net, {"0": "channel"}) == {"0": [("4", 0, 6)]}
 
 
 def test_a_linear_layer_keeps_the_alpha_of_its_channels_where_they_lie_along_another_axis():

@@ -209,6 +209,14 @@ def test_a_largest_sparsity_is_by_differences_within_a_seed():
     assert np.isnan(largest_sparsity(points, "psp_weight_decay"))
 
 
+def test_a_largest_sparsity_of_seeds_without_a_dense_network_is_not_refuted():
+    runs = paper_runs(0)
+    runs = pd.concat([runs, runs[runs["series"] == "l1_norm"].assign(seed=1, above_baseline=np.nan)])
+    found = verdicts(runs, PAPER)
+    assert found["largest sparsity at about baseline error (+0.2), ℓ1 norm, %"] == NOT_TESTED
+    assert found["largest sparsity at about baseline error (+0.2), PSP (weight decay), %"].startswith("holds")
+
+
 def test_mean_and_spread_over_seeds_by_hand():
     runs = pd.DataFrame(
         {
@@ -264,6 +272,10 @@ def test_runs_that_are_not_one_line_of_the_figure_are_refused():
         for threshold in (0.1, 0.3)
     }
     with pytest.raises(ConfigError, match=r"of PSP \(ℓ1 regularization\) have threshold 0\.1 and 0\.3: leave all"):
+        figure_3_runs(records)
+    for record, prune_at in zip(records.values(), (0.25, 0.5), strict=True):
+        record["config"] |= {"method": "l1_norm", "prune_at": prune_at}
+    with pytest.raises(ConfigError, match=r"of ℓ1 norm have prune_at 0\.25 and 0\.5: leave all"):
         figure_3_runs(records)
 
 

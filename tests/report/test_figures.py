@@ -192,6 +192,8 @@ def test_the_settings_of_closest_sparsities_are_compared_seed_by_seed():
     far, near = ([made("psp_l1", decay, seed, s) for seed in (1, 0)] for decay, s in ((1e-4, 0.1), (2e-4, 0.6)))
     decayed = [made("psp_weight_decay", 1e-3, seed, 0.3 + 0.3 * seed) for seed in (0, 1, 2)]
     assert closest_pairs([*far, *near, *decayed]) == [(near[1], decayed[0]), (near[0], decayed[1])]
+    with pytest.raises(ConfigError, match=r"Figure 2 has two runs of psp_l1, 0\.0001, 0\.1 and seed 1"):
+        closest_pairs([*far, *near, *decayed, far[0]])
     for alone in ([*far, *near], [*far[:1], decayed[0]]):
         with pytest.raises(ConfigError, match="no seed has a run of both"):
             closest_pairs(alone)

@@ -53,10 +53,11 @@ def test_all_devices_stand_in_one_table():
 def test_what_is_missing_is_said_of_dense_networks_and_of_single_ones():
     one = on("A")
     missing = {"backend": "compile", "precision": "float32", "reason": "no compiler"}
-    two = {**one["networks"][0], "name": "m", "unavailable": [{**missing, "batch": 1}, {**missing, "batch": 64}]}
-    one["networks"] = [{**network, "dense_unavailable": [missing]} for network in (one["networks"][0], two)]
+    everywhere = [{**missing, "batch": batch} for batch in (1, 64)]
+    first = {**one["networks"][0], "batches": [1, 64], "dense_unavailable": everywhere}
+    one["networks"] = [first, {**first, "name": "m", "unavailable": everywhere[1:]}]
     assert unavailable_table([one]).to_numpy().tolist() == [
         ["A", "dense", "compile", "float32", "no compiler", "all"],
-        ["A", "extracted", "compile", "float32", "no compiler", "m"],
+        ["A", "extracted", "compile", "float32", "no compiler", "m at batch 64"],
     ]
     assert unavailable_table([]).empty
