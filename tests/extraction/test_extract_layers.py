@@ -302,7 +302,7 @@ def test_what_is_tied_stays_tied():
 
 
 def test_a_tied_weight_is_counted_once_and_has_no_other_layer_stored_apart():
-    """Of few pruned columns a convolution keeps its zeros, where more goes elsewhere: the inputs of the second layer."""
+    """Of few pruned columns a convolution keeps its zeros, where more goes elsewhere: inputs of the second layer."""
 
     def forward(self, tokens):
         h = self.b(self.a(self.words(tokens)).relu())
