@@ -72,14 +72,21 @@ def unavailable_table(records):
     for record in records:
         every, found = {(network["name"], batch) for network in record["networks"] for batch in network["batches"]}, {}
         for network in record["networks"]:
-            for whose, missing in (("dense", "dense_unavailable"), ("extracted", "unavailable")):
-                for one in network[missing]:
-                    key = whose, one["backend"], one["precision"], one["reason"]
-                    found.setdefault(key, []).append((network["name"], one["batch"]))
+            for key, batch in _missing(network):
+                found.setdefault(key, []).append((network["name"], batch))
         for key, places in found.items():
             where = "all" if set(places) == every else ", ".join(f"{name} at batch {batch}" for name, batch in places)
             rows.append((record["provenance"]["device"], *key, where))
     return pd.DataFrame(rows, columns=["device", "network", "backend", "precision", "reason", "where"])
+
+
+def _missing(network):
+    """((dense or extracted, backend, precision, reason), batch) of all that a network of a record is not timed in."""
+    for whose, entry in (("dense", "dense_unavailable"), ("extracted", "unavailable")):
+        for one in network[entry]:
+            batches = [one["batch"]] if "batch" in one else network["batches"]  # which early records mean
+            for batch in batches:
+                yield (whose, one["backend"], one["precision"], one["reason"]), batch
 
 
 def _described(network):
