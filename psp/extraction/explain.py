@@ -135,8 +135,10 @@ def _put_back(traced, name, layer, pruner):
 def _cut_off(node, traced):
     """A layer behind a layer whose pruned channels put out their bias, at whose border these are 0; or None."""
     layer = traced.get_submodule(node.target)
+    if type(layer) not in CONVOLUTION or layer.bias is None:
+        return None
     pruned = ~layer.weight.detach().flatten(1).any(1)
-    if layer.bias is None or not layer.bias[pruned].any():
+    if not layer.bias[pruned].any():
         return None
     left = list(node.users)
     while left:

@@ -272,7 +272,7 @@ def test_an_example_of_the_wrong_shape_names_the_layer(shape, message):
 
 
 def test_an_example_that_is_no_tensor():
-    with pytest.raises(ExtractError, match=r"example_input must be a tensor .* got \[1, 2\]"):
+    with pytest.raises(ExtractError, match=r"example_input must be a tensor, .* got \[1, 2\]"):
         psp.extract(parameterized(), [1, 2])
 
 
