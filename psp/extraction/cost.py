@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp.errors import ExtractError
+from psp.extraction.examples import as_arguments
 from psp.method.attach import kept_weights, originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
@@ -32,7 +33,7 @@ def cost(model, example_input):
     is pruned of the weight, though no zero is left. Of torch's MultiheadAttention the output projection is counted
     whole, since it reads that layer's weight without calling it. Raises ExtractError for a shape instead of an example.
     """
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     shape = inputs[0] if isinstance(example_input, list) else inputs
     if len(shape) > 1 and all(isinstance(x, int) for x in shape):
         raise ExtractError(f"example_input is a tensor and not its shape: torch.zeros({', '.join(map(str, shape))})")

@@ -16,9 +16,14 @@ from psp.errors import ExtractError
 NORMALIZATIONS = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}
 
 
+def as_arguments(example_input):
+    """The arguments of a `forward` as a tuple, of which anything else is the first and only one."""
+    return example_input if isinstance(example_input, tuple) else (example_input,)
+
+
 def all_tensors(example_input):
     """The arguments of a `forward` as a tuple of tensors. Raises ExtractError if there is anything else."""
-    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    inputs = as_arguments(example_input)
     if not all(isinstance(x, torch.Tensor) for x in inputs):
         raise ExtractError(
             f"example_input must be a tensor, such as images N×channels×height×width, or a tuple of tensors, got "

@@ -43,15 +43,11 @@ class Explanation(NamedTuple):
 
 def explain(network):
     """`Explanation` of a network that `psp.extract` made. Raises ExtractError for any other."""
-    found = None
-    if isinstance(network, fx.GraphModule):
-        found = next((vars(child)[NOTED] for child in network.children() if NOTED in vars(child)), None)
-        found = network.meta.get(NOTED, found)
-    if found is None:
-        raise ExtractError(
-            f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers"
-        )
-    return found
+    places = [network.meta, *map(vars, network.children())] if isinstance(network, fx.GraphModule) else []
+    for place in places:
+        if NOTED in place:
+            return place[NOTED]
+    raise ExtractError(f"{type(network).__name__} is no result of psp.extract, which notes what became of its layers")
 
 
 def note(smaller, explanation):
@@ -140,14 +136,11 @@ def _cut_off(node, traced):
     pruned = ~layer.weight.detach().flatten(1).any(1)
     if not layer.bias[pruned].any():
         return None
-    left = list(node.users)
-    while left:
-        user = left.pop(0)
-        if user.op == "call_module" and type(module := traced.get_submodule(user.target)) in CONVOLUTION:
-            if module.padding_mode == "zeros" and any(module._reversed_padding_repeated_twice):
-                return user
-        elif user.op != "output" and not user.meta["op"].has_bias:
-            left.extend(user.users)
+    for user in _behind(node, lambda user: not _ends(user)):
+        module = traced.get_submodule(user.target) if user.op == "call_module" else None
+        zeros = type(module) in CONVOLUTION and module.padding_mode == "zeros"
+        if zeros and any(module._reversed_padding_repeated_twice):
+            return user
     return None
 
 
@@ -161,13 +154,23 @@ def _named(node):
 
 def _reads_whole(node):
     """The first operation behind a layer that mixes its channels or is not known, before other layers; or None."""
+    for user in _behind(node, lambda user: not _ends(user) and user.meta["shape"] is not None):
+        if not _ends(user) and type(user.meta["op"]) is Op and not all(is_part(reader) for reader in user.users):
+            return user
+    return None
+
+
+def _ends(node):
+    """Whether a node is another layer, or the network's output: behind it are other channels."""
+    return node.op == "output" or node.meta["op"].has_bias
+
+
+def _behind(node, passes):
+    """The nodes behind a node, each once, the nearest first: all that read it, or read what `passes` lets through."""
     left, seen = list(node.users), set()
     while left:
         user = left.pop(0)
-        if user in seen or user.op == "output" or user.meta["op"].has_bias:
-            continue
-        if type(user.meta["op"]) is Op and not all(is_part(reader) for reader in user.users):
-            return user
-        seen.add(user)
-        left.extend(user.users if user.meta["shape"] is not None else ())
-    return None
+        if user not in seen:
+            seen.add(user)
+            yield user
+            left.extend(user.users if passes(user) else ())

@@ -82,7 +82,7 @@ class Walk:
         )
 
     def _hides(self, node):
-        calls = BY_CHANNEL_CALLS * (not self.linear) + (BY_CHANNEL_CALLS + BY_IMAGE_CALLS) * self.whole
+        calls = BY_CHANNEL_CALLS + BY_IMAGE_CALLS if self.whole else () if self.linear else BY_CHANNEL_CALLS
         return self._hides_alpha(self._module(node)) or (node.op == "call_function" and node.target in calls)
 
     def _hides_alpha(self, norm):

@@ -283,6 +283,22 @@ def test_a_pruned_filter_that_leaves_its_bias_before_padding_is_explained():
     assert [layer.left for layer in (made(False, 1), made(True, 0))] == [5 * 27] * 2
 
 
+def test_the_way_to_a_border_is_looked_at_once_however_many_ways_there_are():
+    """Forty sums of a map and its ReLU, one behind the other, are 2⁴⁰ ways through the graph."""
+
+    def forward(self, x):
+        h = self.a(x)
+        for _ in range(40):
+            h = h + h.relu()
+        return self.b(h)
+
+    torch.manual_seed(0)
+    net = Call(forward, a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(8, 4, 3, padding=1))
+    nn.init.constant_(net.a.bias, 0.3)
+    smaller = psp.extract(prune_channels(net.double().eval(), a=[1, 2, 5]), maps(2))
+    assert psp.explain(smaller).layers[0].why.endswith("a constant that ends where layer 'b' pads with zeros")
+
+
 def test_what_is_tied_stays_tied():
     """Embedding and classifier share their weight, as in language models."""
 
