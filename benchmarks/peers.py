@@ -142,9 +142,17 @@ def narrowed(record):
     return lively(model)
 
 
+def new_file(text):
+    """The path on a command line of a file to write."""
+    path = Path(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{path} is there already: move it away, or name another")
+    return path
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("record", type=Path, help="the JSON file to write")
+    parser.add_argument("record", type=new_file, help="the JSON file to write")
     parser.add_argument("--pruner", choices=PRUNERS, required=True)
     parser.add_argument("--regularization", type=float, default=1e-4)
     parser.add_argument("--prune-at", type=float, default=0.5, help="share of the epochs before the removal, rounded")
@@ -166,8 +174,6 @@ def main(arguments=None):
         )
     if not options["reduction"] > 1:
         parser.error(f"--reduction is by how much costs are divided, more than 1, got {options['reduction']}")
-    if record.exists():
-        parser.error(f"{record} is there already: move it away, or name another")
     pruner, regularization, reduction, checkpoints = (
         options.pop(name) for name in ("pruner", "regularization", "reduction", "checkpoints")
     )

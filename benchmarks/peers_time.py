@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from peers import narrowed
+from peers import narrowed, new_file
 
 import psp
 from psp.data.images import SIDE
@@ -20,7 +20,7 @@ from psp.report.peers import DAMAGED, read_peer
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
 from psp.timing.networks import left_by
-from psp.timing.record import make_variants, time_batch
+from psp.timing.record import make_variants, time_batch, with_dense
 from psp.timing.work import nonzero_macs
 
 BATCHES = (1, 64)
@@ -38,13 +38,17 @@ def network(path):
 
 
 def timed(networks, settings=SETTINGS, batches=BATCHES):
-    """What was measured of `networks`, {name: network}: costs, and all times as `psp.timing.record` has them."""
+    """What was measured of `networks`, {name: network}: costs, and all times as `psp.timing.record` has them.
+
+    One of them is named dense; the others are timed in the variants that it has, too.
+    """
     timings, unavailable = [], []
     for batch in batches:
         images, made = torch.randn(batch, 3, SIDE, SIDE), {}
-        for name, model in networks.items():
-            made[name], missing = make_variants(model, settings, images)
-            unavailable += [{"network": name, **variant} for variant in missing]
+        for name in sorted(networks, key="dense".__ne__):  # that one first
+            calls, missing = make_variants(networks[name], settings, images)
+            made[name], without = with_dense(calls, made.get("dense", calls), batch)
+            unavailable += [{"network": name, **variant} for variant in missing + without]
         timings += time_batch(networks, made, images)
     image = torch.zeros(1, 3, SIDE, SIDE)
     return {
@@ -58,15 +62,13 @@ def timed(networks, settings=SETTINGS, batches=BATCHES):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("output", type=Path, help="the JSON file to write")
+    parser.add_argument("output", type=new_file, help="the JSON file to write")
     parser.add_argument("records", nargs="+", metavar="NAME=RECORD", help="of the networks, one of them named dense")
     options = parser.parse_args()
     pairs = [text.partition("=")[::2] for text in options.records]
     paths = dict(pairs)
     if not all(paths.values()) or "dense" not in paths or len(paths) < len(pairs):
         parser.error("records are given as NAME=RECORD, each name once, one of them dense=…")
-    if options.output.exists():
-        parser.error(f"{options.output} is there already: move it away, or name another")
     sources = {name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for name, path in paths.items()}
     measured = timed({name: network(Path(path)) for name, path in paths.items()})
     write_json(sealed({"records_sha256": sources, **measured}), options.output)

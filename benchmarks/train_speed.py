@@ -186,10 +186,11 @@ def report(network, choice, results, limits):
         f"{'':12} {'images/s':>9} {'quartiles':>13} {'ratio':>6} {'peak MiB':>9} {'at copy speed':>15} {'products':>9}"
     )
     usual = statistics.median(results["reference"][0])
+    at_roofs = {precision: at_roof(network, precision, limits) for precision in {"float32", choice["precision"]}}
     for variant, (speeds, peak) in results.items():
         median, low, high = quartiles(speeds)
         precision = "float32" if variant == "reference" else choice["precision"]
-        memory, products = (median / BATCH * seconds for seconds in at_roof(network, precision, limits))
+        memory, products = (median / BATCH * seconds for seconds in at_roofs[precision])
         spread, ratio = f"{low:.0f}–{high:.0f}", median / usual
         print(
             f"{variant:12} {median:9.0f} {spread:>13} {ratio:6.2f} {peak:9.0f} {memory:15.0%} {products:9.0%}",

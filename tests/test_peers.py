@@ -132,8 +132,23 @@ def test_what_a_pruner_left_is_made_again_from_its_shapes():
 
 
 def test_all_networks_are_timed_at_all_batch_sizes():
-    networks = {name: nn.Conv2d(3, width, 3).eval() for name, width in (("wide", 8), ("narrow", 2))}
+    networks = {name: nn.Conv2d(3, width, 3).eval() for name, width in (("narrow", 2), ("dense", 8))}
     record = peers_time.timed(networks, {"backends": ["eager"], "precisions": ["float32"]}, batches=(1, 2))
     assert {(t["network"], t["batch"]) for t in record["timings"]} == {(n, b) for n in networks for b in (1, 2)}
-    assert record["cost"]["wide"]["macs"] == 4 * record["cost"]["narrow"]["macs"] == 8 * 27 * 30 * 30
+    assert record["cost"]["dense"]["macs"] == 4 * record["cost"]["narrow"]["macs"] == 8 * 27 * 30 * 30
     assert record["nonzero_macs"] == {name: cost["macs"] for name, cost in record["cost"].items()}
+
+
+def test_a_variant_that_the_dense_network_lacks_is_no_time_but_a_reason(monkeypatch):
+    networks = {"narrow": nn.Conv2d(3, 2, 3).eval(), "dense": nn.Conv2d(3, 8, 3).eval()}
+    without = [{"batch": 1, "backend": "lanes", "precision": "float32", "reason": "not of so wide a network"}]
+    variants = {2: ({("eager", "float32"): 0, ("lanes", "float32"): 1}, []), 8: ({("eager", "float32"): 2}, without)}
+    monkeypatch.setattr(peers_time, "make_variants", lambda model, *_: variants[model.out_channels])
+    monkeypatch.setattr(peers_time, "time_batch", lambda _, made, images: [made])
+    record = peers_time.timed(networks, batches=(1,))
+    assert record["timings"] == [{"dense": {("eager", "float32"): 2}, "narrow": {("eager", "float32"): 0}}]
+    reasons = {missing["network"]: missing["reason"] for missing in record["unavailable"]}
+    assert reasons == {
+        "dense": "not of so wide a network",
+        "narrow": "the dense network is not to be had in it",
+    }

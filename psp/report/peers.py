@@ -72,19 +72,16 @@ def searched_table(records):
 def latency_table(timed):
     """The fastest variant of each network and batch in a record of benchmarks/peers_time.py, and its speed-up.
 
-    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense", and variants that
-    this one does not have are left out, as everywhere. `mac_reduction` counts multiply-accumulates by weights not 0.
-    Raises ConfigError, naming it, for a network that no variant is left of.
+    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense". `mac_reduction`
+    counts multiply-accumulates by weights not 0. Raises ConfigError, naming it, for a network that has no time at a
+    batch size.
     """
     rows = []
     for batch in dict.fromkeys(timing["batch"] for timing in timed["timings"]):
         own = [timing for timing in timed["timings"] if timing["batch"] == batch]
-        shared = {variant(timing) for timing in own if timing["network"] == "dense"}
-        best = {
-            name: fastest(t for t in own if t["network"] == name and variant(t) in shared) for name in timed["cost"]
-        }
+        best = {name: fastest(t for t in own if t["network"] == name) for name in timed["cost"]}
         if missing := [name for name, timing in best.items() if timing is None]:
-            raise ConfigError(f"{missing[0]!r} has no time at batch {batch} in a variant of the dense network's")
+            raise ConfigError(f"{missing[0]!r} has no time at batch {batch}")
         dense = best["dense"]["median_s"]
         for name, timing in best.items():
             rows.append(
