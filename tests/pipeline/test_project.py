@@ -18,12 +18,13 @@ import psp
 from psp.data.cifar import CIFAR
 from psp.errors import ConfigError
 from psp.files import ROOT
-from psp.method.attach import parametrizations
+from psp.method.pruners import parametrizations
 from psp.pipeline.commands import FIGURES
 from psp.pipeline.notebook import check_names, run_settings
 from psp.pipeline.profiles import load_profile, with_sections
 from psp.pipeline.stages import stages as stages_of
 from psp.pipeline.stages import stages_path
+from psp.report.trials import chosen, read_trials, trials_table
 from psp.runs.config import DECIDING, RunConfig, sources
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -234,6 +235,22 @@ def test_every_run_of_table_cifar_can_have_its_structures(profile):
         layers = [name for name, m in model.named_modules() if isinstance(m, torch.nn.Conv2d)]
         whole = {"conv1", "transition1.2", "transition2.2"}
         assert set(parametrizations(model)) == set(layers) - whole
+
+
+def test_the_table_at_eighteen_epochs_has_the_settings_that_the_rule_takes_among_the_trials():
+    """Those of one run each: Figure 3's columns are a sweep, and of single weights there are no trials."""
+    rule = chosen(trials_table(read_trials(ROOT / "results" / "trials")), epochs=12)
+    trials = {(row.dataset, row.network, row.structure): row for row in rule.itertuples()}
+    main, section = load_profile("eighteen-epochs"), load_profile("eighteen-epochs/cifar")
+    runs = [c for c in main.runs.values() if c.structure not in ("column", "weight")]
+    runs += [c for c in section.runs.values() if c.method != "baseline"]
+    structures = {(c.dataset, c.model, c.structure) for c in runs}
+    assert len(structures) == 8
+    for config in runs:
+        trial = trials[config.dataset, config.model, config.structure]
+        assert config.threshold == trial.threshold
+        tried = replace(config, epochs=12, structure_decay=trial.setting)
+        assert e_foldings(config) == pytest.approx(e_foldings(tried, images=45_000))
 
 
 @pytest.mark.parametrize(
