@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from psp.errors import ExtractError
 from psp.extraction.examples import as_arguments
-from psp.method.attach import kept_weights, originals, parametrizations, weight_shape
 from psp.method.fold import holders
 from psp.method.parameterize import sparsity, structure_parameters
+from psp.method.pruners import kept_weights, originals, parametrizations, weight_shape
 from psp.method.structures import is_transposed
 
 

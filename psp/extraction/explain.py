@@ -11,7 +11,7 @@ from psp.extraction.ops import Op
 from psp.extraction.parts import is_part
 from psp.extraction.shapes import FLATTENS
 from psp.kernels.spread import SpreadConvolution, SpreadLinear, SpreadWeight
-from psp.method.attach import kept_weights, parametrizations, weight_shape
+from psp.method.pruners import kept_weights, parametrizations, weight_shape
 from psp.method.structures import is_transposed
 
 NOTED = "psp_explanation"

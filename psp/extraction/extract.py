@@ -37,8 +37,8 @@ from psp.extraction.shapes import find_flattens, find_shapes, fix_size
 from psp.extraction.storage import store_nonzero
 from psp.extraction.tied import tie
 from psp.extraction.trace import trace
-from psp.method.attach import parametrizations
 from psp.method.fold import fold
+from psp.method.pruners import parametrizations
 
 # What wraps a network, and the attribute that is the network itself.
 WRAPPERS = {

@@ -24,7 +24,7 @@ from psp.frozen.pixels import Pixels, library
 from psp.frozen.planner import Planner
 from psp.frozen.ways import MACROS
 from psp.kernels.cpu import parallel, team_size
-from psp.method.attach import parametrizations
+from psp.method.pruners import parametrizations
 
 
 def freeze(network, images):

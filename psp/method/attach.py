@@ -1,4 +1,4 @@
-"""Structure parameters put on the layers of a network, and found there again.
+"""Structure parameters put on the layers of a network.
 
 The parametrization of a layer is registered on its weight, by torch's own parametrize. Where α stands on the
 normalizations that follow (`psp.method.place`), γ and β of these are parametrized instead, and what holds α is a
@@ -7,14 +7,14 @@ child of the layer, called `structure`.
 
 import math
 
-import torch
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import check_bypass, check_network, choose_structures
+from psp.method.choose import check_bypass, check_unwrapped, choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
 from psp.method.place import normalizations, sharing
+from psp.method.pruners import affine, parametrizations, pruner_of, scaling_of, weight_shape
 from psp.method.structures import HEAD, alpha_shape, is_one_structure, is_transposed
 from psp.method.threshold import Coupled, OnNormalization
 
@@ -30,60 +30,78 @@ def attach(model, structure, skip, make_scale, place="weight", couple=False, joi
     Returns `model`.
     """
     check_place(place)
+    check_unwrapped(model)
     chosen = choose_structures(model, structure, skip)
-    layers = {name: model.get_submodule(name) for name in chosen}
-    for name, layer in layers.items():
-        check_plain(name, layer)
+    check_layers(model, chosen)
+    spanning = spans(model, chosen)
+    if place == "weight":
+        spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
+    places = normalizations(model, spanning, warn=place != "weight")
+    if place != "weight":
+        whole = [name for name in places if chosen[name] == "layer"]
+        check_bypass(model, whole, zeroed(model, places, whole))
+    followers = sharing(places, spanning)
+    scales = make_scales(model, chosen, make_scale, followers | (coupled(model, chosen) if couple else {}))
+    put(model, scales, places if place != "weight" else {}, followers)
+    return model
+
+
+def check_layers(model, chosen):
+    """Raise ConfigError unless each of the layers `chosen` can be given α, beside what others of `model` have."""
+    for name in chosen:
+        check_plain(name, model.get_submodule(name))
     earlier = [name for name, (_, pruner) in parametrizations(model).items() if pruner.structure == "layer"]
     if earlier and "layer" in chosen.values():
         check_bypass(model, [*earlier, *(name for name, own in chosen.items() if own == "layer")])
-    spanning = spans(layers, chosen)
-    if place == "weight":
-        spanning = {name: own for name, own in spanning.items() if join_branches and own == "layer"}
-    behind = normalizations(model, spanning, warn=place != "weight")
-    if place != "weight":
-        whole = [name for name in behind if chosen[name] == "layer"]
-        check_bypass(model, whole, zeroed(model, behind, whole))
-    followers = sharing(behind, spanning)
+
+
+def make_scales(model, chosen, make_scale, leaders):
+    """{layer name: what it is multiplied by} of the layers `chosen`; of those in `leaders` what their leader has."""
     heads = {name: block.heads for name, block in projections(model).items() if chosen.get(name) == HEAD}
-    made = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
-    leaders = followers | (coupled(model, chosen) if couple else {})
+    layers = {name: model.get_submodule(name) for name in chosen}
+    scales = {name: _made(name, layer, chosen[name], make_scale, heads.get(name)) for name, layer in layers.items()}
     for name in leaders:
         leader = leaders[name]
         while leader in leaders:
             leader = leaders[leader]
-        made[name] = Coupled(made[leader], layers[name], chosen[name])
-    for name, layer in layers.items():
-        if place == "weight" or name not in behind:
-            parametrize.register_parametrization(layer, "weight", made[name])
+        scales[name] = Coupled(scales[leader], layers[name], chosen[name])
+    return scales
+
+
+def put(model, scales, places, followers):
+    """Put each layer's scale at its place of `places`, where those of `followers` are already, or on its weight."""
+    for name, scale in scales.items():
+        layer = model.get_submodule(name)
+        if name not in places:
+            parametrize.register_parametrization(layer, "weight", scale)
             continue
-        layer.add_module("structure", made[name].train(layer.training))
-        for norm, first, count in behind[name] if name not in followers else ():
-            scale_behind(model.get_submodule(norm)).add(first, count, made[name])
-    return model
+        layer.add_module("structure", scale.train(layer.training))
+        for norm, first, count in places[name] if name not in followers else ():
+            scale_behind(model.get_submodule(norm)).add(first, count, scale)
 
 
-def zeroed(model, behind, names):
-    """Pairs (layer, normalization) of those of `behind` whose γ and β are all that one layer's α multiplies."""
+def zeroed(model, places, names):
+    """Pairs (layer, normalization) of those of `places` whose γ and β are all that one layer's α multiplies."""
     for name in names:
-        for norm, first, count in behind[name]:
+        for norm, first, count in places[name]:
             if (first, count) == (0, len(model.get_submodule(norm).weight)):
                 yield name, norm
 
 
-def spans(layers, chosen):
+def spans(model, chosen):
     """{layer name: structure}, "layer" for what is the whole layer by another name, as a shape of a 1×1 convolution.
 
     Without layers of which one α is that of several output channels, the same one in each group, and without heads.
     """
     found = {}
-    for name, layer in layers.items():
-        if chosen[name] == HEAD:
+    for name, own in chosen.items():
+        if own == HEAD:
             continue
+        layer = model.get_submodule(name)
         transposed = is_transposed(layer)
-        whole = is_one_structure(weight_shape(layer), chosen[name], transposed)
+        whole = is_one_structure(weight_shape(layer), own, transposed)
         if whole or not transposed or layer.groups == 1:
-            found[name] = "layer" if whole else chosen[name]
+            found[name] = "layer" if whole else own
     return found
 
 
@@ -94,7 +112,7 @@ def check_place(place):
 
 
 def check_plain(name, layer):
-    """Raise ConfigError unless a layer has a weight of its own and nothing that prunes it yet."""
+    """Raise ConfigError unless a layer has a weight of its own, of real numbers, and nothing that prunes it yet."""
     if pruner_of(layer) is not None:
         raise ConfigError(f"layer {name!r} is parameterized already; psp.fold(model) makes it plain again")
     if hasattr(layer, "structure"):
@@ -104,6 +122,8 @@ def check_plain(name, layer):
             f"the weight of layer {name!r} is no parameter, as after torch.nn.utils.weight_norm, spectral_norm or "
             "prune; use those of torch.nn.utils.parametrizations, remove it (prune.remove), or skip the layer"
         )
+    if not layer.weight.is_floating_point():
+        raise ConfigError(f"the weight of layer {name!r} is {layer.weight.dtype}, where α needs real numbers; skip it")
 
 
 def _made(name, layer, structure, make_scale, heads):
@@ -135,13 +155,6 @@ def coupled(model, chosen):
     return found
 
 
-def scaling_of(norm):
-    """The `OnNormalization` that multiplies γ and β of a normalization, or None."""
-    if not parametrize.is_parametrized(norm, "weight"):
-        return None
-    return next((p for p in norm.parametrizations.weight if isinstance(p, OnNormalization)), None)
-
-
 def scale_behind(norm):
     """The `OnNormalization` of a normalization, which gets one where it has none."""
     scaling = scaling_of(norm)
@@ -150,55 +163,3 @@ def scale_behind(norm):
         for name in affine(norm):
             parametrize.register_parametrization(norm, name, scaling)
     return scaling
-
-
-def affine(norm):
-    """The names of the parameters that a normalization multiplies by and adds."""
-    return [name for name in ("weight", "bias") if getattr(norm, name, None) is not None]
-
-
-def pruner_of(layer):
-    """What decides which structures of `layer` are kept, on its weight or behind it, or None."""
-    behind = layer._modules.get("structure")
-    if hasattr(behind, "kept"):
-        return behind
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    return next((p for p in layer.parametrizations.weight if hasattr(p, "kept")), None)
-
-
-def parametrizations(model):
-    """{layer name: (layer, its parametrization)} of every layer that PSP or one of the baselines prunes.
-
-    Raises ConfigError for what is no nn.Module.
-    """
-    check_network(model)
-    found = ((name, layer, pruner_of(layer)) for name, layer in model.named_modules())
-    return {name: (layer, pruner) for name, layer, pruner in found if pruner is not None}
-
-
-def behind(model):
-    """{name: normalization} of those whose γ and β the α of layers multiply."""
-    return {name: norm for name, norm in model.named_modules() if scaling_of(norm) is not None}
-
-
-def originals(module, name="weight"):
-    """The parameters that hold a module's weight (or bias), parametrized or not; torch's weight_norm has two."""
-    if parametrize.is_parametrized(module, name):
-        return list(module.parametrizations[name].parameters(recurse=False))
-    return [getattr(module, name)]
-
-
-def weight_shape(layer):
-    """Shape of a layer's weight without computing it."""
-    return max(originals(layer), key=torch.Tensor.numel).shape
-
-
-def kept_weights(layer, pruner):
-    """Boolean tensor in the shape of a layer's weight: True where the structure of a weight survives."""
-    return pruner.kept().repeat_interleave(getattr(pruner, "columns", 1), 1).expand(weight_shape(layer))
-
-
-def pruned_weight(layer, pruner):
-    """w · ν(α) of a layer, wherever its α stand."""
-    return pruner(layer.weight) if layer._modules.get("structure") is pruner else layer.weight

@@ -10,13 +10,15 @@ How the paper schedules its ℓ1-norm pruning is not available to us.
 """
 
 from collections import defaultdict
+from numbers import Real
 
 import torch
 from torch import nn
 
 from psp.errors import ConfigError
-from psp.method.attach import PLACES, attach, parametrizations
-from psp.method.parameterize import INIT, check_gradient
+from psp.method.attach import PLACES, attach
+from psp.method.parameterize import INIT, check_gradient, check_number
+from psp.method.pruners import parametrizations
 from psp.method.structures import HEAD, alpha_shape, is_one_structure
 from psp.method.threshold import GRADIENTS, ThresholdedScale
 
@@ -70,6 +72,7 @@ def fix_sparsity(model, structure="column", sparsity=0.5, init=INIT, skip=(), gr
     0…1 or for a layer that is one structure, as all are for "layer" and 1×1 convolutions for "shape".
     """
     check_sparsity(sparsity)
+    check_number("init α", init)
     check_gradient(gradient)
 
     def scale(weight, own, transposed, heads):
@@ -119,8 +122,8 @@ def largest(score, sparsity):
 
 def check_sparsity(sparsity):
     """Raise ConfigError unless 0 ≤ sparsity ≤ 1."""
-    if not 0 <= sparsity <= 1:
-        raise ConfigError(f"sparsity must lie in 0…1, got {sparsity}")
+    if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
+        raise ConfigError(f"sparsity must lie in 0…1, got {sparsity!r}")
 
 
 def check_share(structure, weight_shape=(), transposed=False, heads=None):

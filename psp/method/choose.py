@@ -26,6 +26,7 @@ NORMALIZATIONS = BY_CHANNEL + BY_IMAGE
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
 PRODUCTS = (operator.mul, torch.mul, "mul")
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 
 
 def choose_structures(model, structure, skip=()):
@@ -92,6 +93,15 @@ def check_network(model):
     """Raise ConfigError unless `model` is an nn.Module."""
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a network is an nn.Module, got {model!r:.60}")
+
+
+def check_unwrapped(model):
+    """Raise ConfigError for what torch made of a network to train or run it: that does not know of new parameters."""
+    if type(model).__name__ in WRAPPERS:
+        raise ConfigError(
+            f"a network is parameterized before it is wrapped, not as {type(model).__name__}: parameterize it, then "
+            "wrap or compile it, then make the optimizer"
+        )
 
 
 def patterns(skip):

@@ -9,16 +9,20 @@ from collections import defaultdict
 
 import torch
 
-from psp.method.choose import BY_CHANNEL, BY_IMAGE, LAYERS, traced
+from psp.method.choose import BY_CHANNEL, BY_IMAGE, LAYERS, PRODUCTS, traced
 from psp.method.walk import (
     BENDING_CALLS,
     BENDING_MODULES,
     PASSING_CALLS,
     PASSING_MODULES,
+    PASSING_NAMES,
+    is_call,
     is_depthwise,
 )
 
+# Sums and differences.
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+ADDITIONS += (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 # What changes the values of a channel, but not which channel it is.
 KEEPING_MODULES = (*PASSING_MODULES, *BENDING_MODULES, *BY_CHANNEL, *BY_IMAGE)
 KEEPING_CALLS = (*PASSING_CALLS, *BENDING_CALLS)
@@ -37,8 +41,7 @@ def meeting(model, names):
         return node
 
     for node in graph.nodes:
-        module = model.get_submodule(node.target) if node.op == "call_module" else None
-        for source in node.all_input_nodes if _keeps_channels(node, module) else ():
+        for source in _of_its_channels(node, model):
             if root(source) is not root(node):
                 roots[root(source)] = root(node)
     groups = defaultdict(dict)
@@ -48,8 +51,30 @@ def meeting(model, names):
     return [list(group) for group in groups.values() if len(group) > 1]
 
 
-def _keeps_channels(node, module):
+def _of_its_channels(node, model):
+    """The inputs of a node whose channel k its own channel k is made of: those of a product without its gates."""
+    if is_call(node, PRODUCTS):
+        return [source for source in node.all_input_nodes if not _is_gate(source, node)]
+    return node.all_input_nodes if _keeps_channels(node, model) else ()
+
+
+def _is_gate(source, product):
+    """Whether a factor is a parameter, such as a layer scale, or computed from another factor of the product."""
+    others = {factor for factor in product.all_input_nodes if factor is not source}
+    seen, ahead = set(), [source]
+    while ahead:
+        node = ahead.pop()
+        if node in others:
+            return True
+        if node not in seen:
+            seen.add(node)
+            ahead += node.all_input_nodes
+    return source.op == "get_attr"
+
+
+def _keeps_channels(node, model):
     """Whether channel k of a node is made of channel k of its inputs."""
+    module = model.get_submodule(node.target) if node.op == "call_module" else None
     if isinstance(module, LAYERS):
         return is_depthwise(module)
-    return isinstance(module, KEEPING_MODULES) or (module is None and node.target in ADDITIONS + KEEPING_CALLS)
+    return isinstance(module, KEEPING_MODULES) or is_call(node, ADDITIONS + KEEPING_CALLS, PASSING_NAMES)

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.attach import affine, behind, originals, parametrizations
 from psp.method.choose import check_network, traced
+from psp.method.pruners import affine, originals, parametrizations, scaled_normalizations
 
 
 @torch.no_grad()
@@ -22,7 +22,7 @@ def fold(model):
     """
     check_network(model)
     holding, used = holders(model), weights_read(model)
-    for norm in behind(model).values():
+    for norm in scaled_normalizations(model).values():
         for name in affine(norm):
             _make_plain(norm, name, holding)
     for name, (layer, pruner) in parametrizations(model).items():
@@ -63,7 +63,11 @@ def _zero(layer, kept, holding):
 def weights_read(model):
     """The names of parameters that the network's `forward` reads itself; its layers read theirs by being called."""
     try:
-        return {node.target for node in traced(model).nodes if node.op == "get_attr"} if behind(model) else set()
+        return (
+            {node.target for node in traced(model).nodes if node.op == "get_attr"}
+            if scaled_normalizations(model)
+            else set()
+        )
     except ConfigError:  # cannot be traced: then no α stands on a normalization, unless the network was changed since
         return set()
 

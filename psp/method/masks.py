@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from psp.errors import ConfigError
-from psp.method.attach import parametrizations, pruned_weight
+from psp.method.pruners import parametrizations, pruned_weight
 from psp.method.threshold import Coupled
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 
 from psp.errors import ConfigError
-from psp.method.attach import PLACES, attach, parametrizations, weight_shape
+from psp.method.attach import PLACES, attach
+from psp.method.pruners import parametrizations, weight_shape
 from psp.method.threshold import GRADIENTS, ThresholdedScale
 
 THRESHOLD = 0.1
@@ -49,7 +50,9 @@ def parameterize(
 ):
     """Give the convolution and linear layers of `model` structure parameters, in place; returns `model`.
 
-    An optimizer that was made before does not know of them: make it afterwards, of `psp.param_groups`.
+    An optimizer that was made before does not know of them: make it afterwards, of `psp.param_groups`. What changes the
+    network's modules comes before, such as nn.SyncBatchNorm.convert_sync_batchnorm; what wraps the network, such as
+    DistributedDataParallel or torch.compile, between the two.
 
     Args:
         model: any nn.Module that holds Conv1d/2d/3d, ConvTranspose1d/2d/3d or Linear layers.
@@ -68,9 +71,9 @@ def parameterize(
             are pruned together (`psp.method.coupling`); of layers with structure "channel".
 
     Raises:
-        ConfigError: ε < 0, |init| < ε, an unknown structure, gradient or place, a pattern that matches no layer,
-            structure "layer" where no bypass exists, structure "head" without attention, nothing to couple, a layer
-            already parameterized, or nothing left to parameterize.
+        ConfigError: a network that is wrapped, ε < 0, |init| < ε, an unknown structure, gradient or place, a pattern
+            that matches no layer, structure "layer" where no bypass exists, structure "head" without attention, nothing
+            to couple, a layer already parameterized, or nothing left to parameterize.
     """
     check_threshold(threshold, init)
     check_gradient(gradient)
@@ -83,13 +86,18 @@ def parameterize(
 
 def check_threshold(threshold, init):
     """Raise ConfigError unless 0 ≤ ε ≤ |init| < ∞."""
-    for name, value in (("threshold (ε)", threshold), ("init α", init)):
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ConfigError(f"{name} must be a finite number, got {value!r}")
+    check_number("threshold (ε)", threshold)
+    check_number("init α", init)
     if threshold < 0:
         raise ConfigError(f"threshold (ε) must be at least 0, got {threshold}")
     if abs(init) < threshold:
         raise ConfigError(f"init α = {init} lies below the threshold ε = {threshold}: all would start pruned")
+
+
+def check_number(name, value):
+    """Raise ConfigError, naming it, unless a value is a finite number."""
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value!r}")
 
 
 def check_gradient(gradient):

@@ -16,9 +16,9 @@ from numbers import Real
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from psp.errors import ConfigError
-from psp.method.attach import affine, behind, originals
 from psp.method.choose import NORMALIZATIONS
 from psp.method.parameterize import structure_parameters
+from psp.method.pruners import affine, originals, scaled_normalizations
 
 REGULARIZERS = ("weight_decay", "l1")
 
@@ -37,7 +37,9 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
         structure_decay: λ ≥ 0 on α.
         regularizer: "weight_decay" has the optimizer add λ·α to the gradient of α (eq. 6), "l1" adds λ·sign(α).
 
-    Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters.
+    Returns a list of dicts: weights; biases and normalization; and, if there are any, structure parameters. What is
+    frozen now (requires_grad is False), α aside, is in none: an optimizer that shall train it later gets it by
+    add_param_group.
     The "psp_l1" entry of a group is applied once per optimizer step, however many backward passes led to it, also to
     gradients that a GradScaler has scaled. A step with a closure, which computes gradients anew within the step, raises
     ConfigError where there is such an entry.
@@ -53,7 +55,9 @@ def param_groups(model, weight_decay=0.0, structure_decay=0.0, regularizer="weig
     ids = {id(alpha) for alpha in alphas}
     # A LayerNorm over several axes has parameters of as many.
     normal = {id(p) for module in model.modules() if isinstance(module, NORMALIZATIONS) for p in module.parameters()}
-    scaled = {id(p) for norm in behind(model).values() for name in affine(norm) for p in originals(norm, name)}
+    scaled = {
+        id(p) for norm in scaled_normalizations(model).values() for name in affine(norm) for p in originals(norm, name)
+    }
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in ids]
     decayed = {id(p) for p in others if id(p) in scaled or (p.ndim > 1 and id(p) not in normal)}
     groups = [
@@ -70,22 +74,28 @@ def _add_l1_gradient(optimizer, args, kwargs):
     if wraps_another(optimizer):  # as ZeroRedundancyOptimizer does: the inner one steps, too
         return
     asking = [group for group in optimizer.param_groups if group.get("psp_l1", 0.0)]
-    if asking and any((*args[1:], *kwargs.values())):
+    if asking and ((len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None):
         raise ConfigError("regularizer 'l1' cannot be added within optimizer.step(closure); call backward, then step()")
     # A fused optimizer divides gradients by the GradScaler's scale itself, after this hook.
     scale = getattr(optimizer, "grad_scale", None)
     for group in asking:
+        decay = -group["psp_l1"] if group.get("maximize") else group["psp_l1"]  # torch turns the gradient round later
         for parameter in group["params"]:
             if parameter.grad is not None:
                 sign = parameter.detach().sign()
-                parameter.grad.add_(sign if scale is None else sign * scale, alpha=group["psp_l1"])
+                parameter.grad.add_(sign if scale is None else sign * scale, alpha=decay)
 
 
 def wraps_another(optimizer):
     """Whether an optimizer leaves its step to another: to `optim`, or to one with its very groups."""
+    if isinstance(vars(optimizer).get("optim"), Optimizer):
+        return True
+    held = [*vars(optimizer).values()]
+    for value in vars(optimizer).values():
+        held += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
     own = {id(group) for group in optimizer.param_groups}
-    inner = [(name, value) for name, value in vars(optimizer).items() if isinstance(value, Optimizer)]
-    return any(name == "optim" or own & {id(group) for group in other.param_groups} for name, other in inner)
+    inner = [other for other in held if isinstance(other, Optimizer)]
+    return any(own & {id(group) for group in other.param_groups} for other in inner)
 
 
 # A hook on the step, not on the gradient: with gradient accumulation a gradient hook would add λ several times.

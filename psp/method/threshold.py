@@ -103,6 +103,10 @@ class OnNormalization(nn.Module):
         # In tuples, so that α is a parameter of its layer alone.
         self.spans[first, count] = (*self.spans.get((first, count), ()), scale)
 
+    def scales(self):
+        """All that multiply some entries."""
+        return [scale for scales in self.spans.values() for scale in scales]
+
     def forward(self, values):
         check_original(self)
         pieces, end = [], 0

@@ -7,15 +7,21 @@ from torch.nn import functional as F
 from psp.method.choose import BY_CHANNEL, LAYERS, NORMALIZATIONS, check_initialized, queries_shape
 
 # Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
-PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout2d, nn.ReLU, nn.LeakyReLU)
+PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+PASSING_MODULES += (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
+PASSING_MODULES += (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
+PASSING_MODULES += (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
 PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-PASSING_CALLS = (F.relu, torch.relu, F.leaky_relu, F.dropout, F.dropout2d, "relu", "contiguous")
+PASSING_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.leaky_relu, F.prelu, F.rrelu)
+PASSING_CALLS += (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.interpolate, "contiguous")
 PASSING_CALLS += (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 PASSING_CALLS += (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+# Of a package that is imported late, or not there.
+PASSING_NAMES = ("torchvision.ops.stochastic_depth.stochastic_depth",)
 # Activations that keep 0, but not every factor: behind them a normalization hides α the more the smaller it is.
-BENDING_MODULES = (nn.ReLU6, nn.SiLU, nn.GELU, nn.ELU, nn.Hardswish, nn.Mish)
-BENDING_CALLS = (F.relu6, F.silu, F.gelu, F.elu, F.hardswish, F.mish)
+BENDING_MODULES = (nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.Hardswish, nn.Mish, nn.Tanh)
+BENDING_CALLS = (F.relu6, F.hardtanh, F.silu, F.gelu, F.elu, F.selu, F.celu, F.hardswish, F.mish, torch.tanh, "tanh")
 # Of N×C, features by themselves.
 BY_FEATURE = (nn.BatchNorm1d, nn.SyncBatchNorm)
 # Normalizations that have no place for α: their γ, if there is one, is anybody's.
@@ -24,6 +30,20 @@ BY_IMAGE_CALLS = (F.group_norm, F.layer_norm, F.rms_norm)
 # What only moves a layer's values about.
 MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
 CONCATENATIONS = (torch.cat, torch.concat)
+# What a layer's values may be brought into another form by, in which a normalization still hides their α.
+RESHAPING_MODULES = (nn.Flatten, nn.Unflatten)
+RESHAPING_CALLS = (
+    torch.flatten,
+    torch.reshape,
+    torch.squeeze,
+    torch.mean,
+    F.pad,
+    "flatten",
+    "view",
+    "reshape",
+    "squeeze",
+)
+RESHAPING_CALLS += ("mean", *MOVING_CALLS, *CONCATENATIONS)
 
 
 def output_channels(layer):
@@ -40,6 +60,14 @@ def by_channel(norm):
     """Whether a module normalizes each channel by itself."""
     one_each = isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
     return one_each or isinstance(norm, BY_CHANNEL)
+
+
+def is_call(node, functions, names=()):
+    """Whether a node calls one of some functions, methods, or functions that have these names."""
+    target = node.target
+    if node.op != "call_module" and target in functions:
+        return True
+    return node.op == "call_function" and f"{target.__module__}.{getattr(target, '__qualname__', '')}" in names
 
 
 def is_called_again(node):
@@ -74,16 +102,28 @@ class Walk:
             found = beyond
         return found
 
-    def is_hidden(self, node):
-        """Whether all that reads a node is a normalization, with γ or without, or hands it on to such."""
+    def is_hidden(self, node, joined=False):
+        """Whether all that reads a node is a normalization, with γ or without, or hands it on to such.
+
+        What is `joined` with others' values, in a concatenation, only a normalization of each channel hides.
+        """
         users = [user for user in node.users if not queries_shape(user)]
         return bool(users) and all(
-            self._hides(user) or (self._passes(user, None) and self.is_hidden(user)) for user in users
+            self._hides(user, joined)
+            or (self._carries(user) and self.is_hidden(user, joined or is_call(user, CONCATENATIONS)))
+            for user in users
         )
 
-    def _hides(self, node):
+    def _carries(self, node):
+        """Whether a layer's values come out of a node as a normalization would hide their α, in whatever form."""
+        reshapes = isinstance(self._module(node), RESHAPING_MODULES) or is_call(node, RESHAPING_CALLS)
+        return reshapes or self._passes(node, None)
+
+    def _hides(self, node, joined):
+        if joined:
+            return by_channel(self._module(node)) or is_call(node, BY_CHANNEL_CALLS)
         calls = BY_CHANNEL_CALLS + BY_IMAGE_CALLS if self.whole else () if self.linear else BY_CHANNEL_CALLS
-        return self._hides_alpha(self._module(node)) or (node.op == "call_function" and node.target in calls)
+        return self._hides_alpha(self._module(node)) or is_call(node, calls)
 
     def _hides_alpha(self, norm):
         """Whether α cancels in a module: in a normalization of each channel by itself, that of a whole layer in any."""
@@ -141,9 +181,7 @@ class Walk:
             passed = is_depthwise(module) or (self.whole and first is None)
             return passed and (module.bias is None or self._removes_constants(node))
         calls = PASSING_CALLS + BENDING_CALLS + (MOVING_CALLS if self.whole else ())
-        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or (
-            node.op != "call_module" and node.target in calls
-        )
+        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or is_call(node, calls, PASSING_NAMES)
 
     def _removes_constants(self, node):
         """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""

@@ -11,11 +11,11 @@ from torch import nn
 from psp.data.sets import classes_of
 from psp.extraction.cost import cost
 from psp.extraction.extract import extract, fold_batchnorm
-from psp.method.attach import originals
 from psp.method.baselines import fix_sparsity
 from psp.method.masks import apply_masks
 from psp.method.methods import build_model
 from psp.method.parameterize import parameterize, structure_parameters
+from psp.method.pruners import originals
 from psp.models import create_model
 from psp.runs.config import RunConfig
 from psp.runs.record import record_of

@@ -71,11 +71,11 @@ class Checkpoint:
             )
         return record
 
-    def restore(self, state):
+    def restore(self, state, step=None):
         """Bring `state` to the last checkpoint, if there is one; returns whether there was.
 
-        Raises CheckpointError for a damaged file, one of another config, data set or version of the code, or one of a
-        GPU on a CPU and the other way round.
+        Raises CheckpointError for a damaged file, one of another config, data set or version of the code, one of a
+        GPU on a CPU and the other way round, or one of another "precision" or "kernels" than a `step` that is given.
         """
         if not self.path.exists():
             return False
@@ -93,6 +93,12 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} was begun on {saved['device']}, not on {device_type(state)}: go on there, or delete it "
                 "to start the run anew"
+            )
+        begun = {name: saved["choice"][name] for name in step or ()}
+        if step and begun != step:
+            raise CheckpointError(
+                f"{self.path} was begun by the step {begun}, not by {step}: leave `step` out, or delete the file to "
+                "start anew"
             )
         torch.set_num_threads(saved["threads"])
         state.model.load_state_dict(saved["model"])

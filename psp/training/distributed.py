@@ -17,7 +17,7 @@ from torch import distributed
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from psp.errors import CheckpointError, ConfigError
+from psp.errors import CheckpointError, ConfigError, in_short
 
 # Others wait while the first process decodes a large set or tries out how to compute a step.
 PATIENCE = timedelta(hours=2)
@@ -104,14 +104,21 @@ def processes(device):
 def own_device(device=None):
     """This process's device: of the GPUs its own, if `device` names no other; without any, and unasked, the CPU.
 
-    Raises ConfigError for what names no device, and for a GPU where torch finds none.
+    Raises ConfigError for what names no device, and for one that torch does not find or that holds no numbers.
     """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(f"unknown device {device!r}; name it as torch does, 'cpu' or 'cuda:0'") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {str(device)!r} is not here: torch finds no GPU; leave `device` out for the CPU")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.ones(1, device=device).item()
+        except Exception as error:  # each kind of device raises its own
+            raise ConfigError(f"device {str(device)!r} is not here: {in_short(error)}") from error
     if device.type == "cuda" and device.index is None and distributed.is_torchelastic_launched():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

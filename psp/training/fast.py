@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -68,7 +69,7 @@ def ways(device):
 
 def check_way(step, device):
     """The choice that `step`, such as a record's, names. Raises ConfigError unless it is one of `ways(device)`."""
-    way = {name: step.get(name) for name in ("precision", "kernels")}
+    way = {name: step.get(name) for name in ("precision", "kernels")} if isinstance(step, Mapping) else step
     if way not in ways(device):
         raise ConfigError(f"a step on {device.type} is one of {ways(device)}, not {way}")
     return way

@@ -1,5 +1,6 @@
 """Training: one run from its seed, or its last checkpoint, to its record; it can be killed at any moment."""
 
+import os
 import time
 from contextlib import nullcontext
 from dataclasses import replace
@@ -42,11 +43,14 @@ def train(config, *, checkpoints="checkpoints", device=None, progress=True, step
             by a short measurement otherwise (`psp.training.fast`).
 
     Raises:
-        ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit, a
-            run that another process is training, or a device that is not here.
+        ConfigError, DataError, CheckpointError: before training, for settings, images, a checkpoint that do not fit,
+            such as one begun by another step than `step`, a run that another process is training, or a device that is
+            not here.
         DivergedError: the loss became NaN or infinite; the checkpoint of the last good epoch stays.
     """
     config = RunConfig.of(config)
+    if not isinstance(checkpoints, str | os.PathLike):
+        raise ConfigError(f"checkpoints is the path of a folder, got {checkpoints!r}")
     device = own_device(device)
     if step is not None:
         step = check_way(step, device)
@@ -69,7 +73,7 @@ def train_together(config, checkpoints, device, progress, step, together):
         if finished:  # before: the test set is not read a second time
             return finished
         state = start(config, data.num_classes, device)
-        restored = checkpoint.restore(state)
+        restored = checkpoint.restore(state, step)
         together.agree(state.epoch if restored else None)
         if not restored:
             own = shared_by(config, together)

@@ -8,8 +8,8 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.method.attach import parametrizations
 from psp.method.baselines import attach_norm_masks, fix_sparsity, largest, prune_by_norm
+from psp.method.pruners import parametrizations
 from psp.method.structures import ALPHA_SHAPE
 
 SHARED = sorted(set(ALPHA_SHAPE) - {"layer"})  # those of which a layer has several
@@ -78,13 +78,19 @@ def test_norm_masks_travel_with_the_state():
     assert torch.equal(other[0].weight, net[0].weight)
 
 
-@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan")])
+@pytest.mark.parametrize("sparsity", [-0.1, 1.1, float("nan"), "0.5", None])
 def test_a_sparsity_outside_its_range(sparsity):
     net = attach_norm_masks(nn.Sequential(nn.Linear(4, 2)))
     with pytest.raises(ConfigError, match="sparsity must lie in 0…1"):
         prune_by_norm(net, sparsity)
     with pytest.raises(ConfigError, match="sparsity must lie in 0…1"):
         fix_sparsity(nn.Sequential(nn.Linear(4, 2)), sparsity=sparsity)
+
+
+@pytest.mark.parametrize("init", [float("nan"), "1"])
+def test_an_initial_alpha_that_is_no_number(init):
+    with pytest.raises(ConfigError, match=f"init α must be a finite number, got {init!r}"):
+        fix_sparsity(nn.Sequential(nn.Linear(4, 2)), init=init)
 
 
 @pytest.mark.parametrize("structure", ["layer", {"*": "column", "layer3.*": "layer"}])

@@ -12,8 +12,8 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.method.attach import parametrizations
 from psp.method.choose import choose_structures, without_bypass
+from psp.method.pruners import parametrizations
 
 
 def structures(model):

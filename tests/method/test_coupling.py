@@ -8,8 +8,8 @@ from networks import difference, network
 
 import psp
 from psp.errors import ConfigError
-from psp.method.attach import kept_weights, parametrizations
 from psp.method.coupling import meeting
+from psp.method.pruners import kept_weights, parametrizations
 
 
 def branches(stage, blocks=3):
@@ -133,3 +133,39 @@ def test_only_layers_with_as_many_alpha_share_them():
     shapes = {name: alpha.numel() for name, alpha in psp.structure_parameters(net).items()}
     assert shapes == {"a": 16, "one": 1}, "b shares those of a, and up the one of the single channel"
     assert net(torch.randn(2, 4, 5, 5)).shape == (2, 16, 5, 5)
+
+
+class Gated(torch.nn.Module):
+    """x + s·y·gate(y) − c(x) with y = b(a(x)): a product, a layer scale, a difference; one stream with `first`."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b, self.c = (torch.nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(4))
+        self.squeeze, self.excite = torch.nn.Conv2d(6, 3, 1), torch.nn.Conv2d(3, 6, 1)
+        self.scale = torch.nn.Parameter(torch.full((6, 1, 1), 0.5))
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.b(self.a(x).relu())
+        gate = self.excite(self.squeeze(y.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return x + self.scale * (y * gate) - self.c(x)
+
+
+def test_gates_and_layer_scales_do_not_end_a_stream_and_differences_join_it():
+    net = Gated().eval()
+    layers = ["first", "a", "b", "squeeze", "excite", "c"]
+    assert meeting(net, layers) == [["first", "b", "c"]]
+    psp.parameterize(net, "channel", couple=True)
+    psp.structure_parameters(net)["first"].data.view(-1)[:2] = 0.0
+    x = torch.randn(2, 6, 5, 5)
+    smaller = psp.extract(net, x)
+    assert difference(net, smaller, x) < 1e-5
+    assert smaller.c.in_channels == 4
+
+
+def test_stochastic_depth_does_not_end_a_stream():
+    net, _ = network("efficientnet_b0")
+    layers = [name for name, module in net.named_modules() if isinstance(module, torch.nn.Conv2d)]
+    groups = meeting(net, layers)
+    assert ["features.2.0.block.3.0", "features.2.1.block.3.0"] in groups
+    assert not any("fc" in name for group in groups for name in group), "gates keep their channels"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 import psp
 from psp.errors import ConfigError
-from psp.method.attach import parametrizations
 from psp.method.masks import apply_masks, decode, encode, excerpt, masks
 from psp.method.methods import METHODS, build_model
+from psp.method.pruners import parametrizations
 from psp.runs.config import RunConfig
 
 

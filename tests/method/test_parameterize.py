@@ -226,6 +226,22 @@ def test_bad_arguments_leave_the_model_alone(arguments, message):
     assert list(net.state_dict()) == before
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+@pytest.mark.parametrize("give", [psp.parameterize, psp.fix_sparsity])
+def test_a_network_is_parameterized_before_it_is_wrapped(wrap, give):
+    net = small_net()
+    with pytest.raises(ConfigError, match="parameterized before it is wrapped, not as"):
+        give(wrap(net))
+    assert not psp.structure_parameters(net)
+
+
+def test_complex_weights_have_no_alpha():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(ConfigError, match=r"the weight of layer '1' is torch\.complex64, where α needs real numbers"):
+        psp.parameterize(net)
+    assert not psp.structure_parameters(net)
+
+
 def test_parameterizing_twice_is_an_error_that_names_the_layer():
     net = psp.parameterize(small_net())
     with pytest.raises(ConfigError, match="layer '0' is parameterized already"):

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import psp
 from psp.errors import ConfigError
-from psp.method.attach import behind, parametrizations
 from psp.method.choose import without_bypass
 from psp.method.place import normalizations
+from psp.method.pruners import parametrizations, scaled_normalizations
 from psp.method.structures import ALPHA_SHAPE
 
 CASES = [("resnet20", structure) for structure in sorted(ALPHA_SHAPE)]
@@ -76,7 +76,7 @@ def test_on_weights_a_normalization_hides_them(structure):
     net = with_small_epsilon(psp.parameterize(net, structure, skip=["conv1", "fc"], place="weight").double().train())
     alphas = psp.structure_parameters(net).values()
     assert max(change_of_outputs(net, x.double(), alpha, 0) for alpha in alphas) < 1e-8
-    assert behind(net) == {}
+    assert scaled_normalizations(net) == {}
 
 
 def test_where_alpha_stands_by_hand():
@@ -145,7 +145,7 @@ def test_layers_of_a_branch_share_the_place_before_the_sum():
     """Of the first, γ and β times α go through ReLU and convolution into a normalization that takes α away."""
     wanted = {"layers.0": "layer", "layers.3": "layer"}
     both = {name: [("layers.4", 0, 4)] for name in wanted}
-    for between in (nn.ReLU(), nn.SiLU(), nn.ReLU6()):
+    for between in (nn.ReLU(), nn.PReLU(4), nn.RReLU(), nn.Dropout3d(), nn.SiLU(), nn.ReLU6(), nn.SELU(), nn.Tanh()):
         assert normalizations(branch(between), wanted) == both
     assert normalizations(branch(nn.ReLU(), bias=True), wanted) == both  # a mean takes a constant away
     group_norm = branch(nn.ReLU(), bias=True, last=lambda c: nn.GroupNorm(2, c))
@@ -290,7 +290,7 @@ def test_features_before_a_normalization_of_as_many_have_their_alpha_behind_it()
     """Of N×C both are the second axis: on the weight α would cancel, and be gone all at once by decay alone."""
     net = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(6)).double()
     psp.parameterize(net, "channel")
-    assert behind(net) == {name: net.get_submodule(name) for name in ("1", "4")}
+    assert scaled_normalizations(net) == {name: net.get_submodule(name) for name in ("1", "4")}
     alpha, x = psp.structure_parameters(net)["0"], torch.randn(16, 5, dtype=torch.float64)
     before = net(x).detach()
     alpha.data[2] = 0.5
@@ -332,7 +332,7 @@ def test_of_tokens_nothing_but_gamma_and_beta_is_folded():
     """Of N×C×C BatchNorm1d takes the tokens for channels, which looks the same; no filter is zeroed for them."""
     net = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).double()
     psp.parameterize(net, {"0": "channel"})
-    assert list(behind(net)) == ["1"]
+    assert list(scaled_normalizations(net)) == ["1"]
     psp.structure_parameters(net)["0"].data[[1, 4]] = 0.0
     net.eval()
     x = torch.randn(5, 6, 4, dtype=torch.float64)
@@ -467,7 +467,7 @@ def test_a_network_that_cannot_be_traced_keeps_them_on_weights_and_says_so():
 
     with pytest.warns(UserWarning, match=r"cannot trace Dynamic .* α of channels stand on weights"):
         net = psp.parameterize(Dynamic(), "channel")
-    assert behind(net) == {}
+    assert scaled_normalizations(net) == {}
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, affine=False)])
@@ -475,7 +475,7 @@ def test_a_normalization_without_gamma_hides_alpha_and_says_so(norm):
     net = nn.Sequential(nn.Conv2d(3, 4, 1), norm, nn.ReLU(), nn.Conv2d(4, 3, 1))
     with pytest.warns(UserWarning, match=r"α of 0 stand on weights, where .* hides them: none that follows has a γ"):
         psp.parameterize(net, "channel")
-    assert behind(net) == {}
+    assert scaled_normalizations(net) == {}
 
 
 def test_what_is_concatenated_by_name_is_found():
@@ -525,7 +525,7 @@ def test_layers_and_normalizations_of_ones_own_are_as_those_they_are_made_from()
     torch.manual_seed(0)
     net = nn.Sequential(Standardized(3, 6, 3), NormAndReLU(6), nn.Conv2d(6, 4, 3)).double()
     psp.parameterize(net, "channel")
-    assert list(behind(net)) == ["1"]
+    assert list(scaled_normalizations(net)) == ["1"]
     (alpha, _), x = psp.structure_parameters(net).values(), torch.randn(2, 3, 8, 8).double()
     assert change_of_outputs(net, x, alpha, 0) > 1e-3
     alpha.data[:2] = 0.0
@@ -571,7 +571,7 @@ def test_a_normalization_of_two_layers_is_neithers_place():
     net = Call(forward, a=nn.Conv2d(3, 6, 3), b=nn.Conv2d(3, 6, 3), norm=nn.BatchNorm2d(6))
     with pytest.warns(UserWarning, match="the α of a stand on weights"):
         psp.parameterize(net, {"a": "channel"})
-    assert not behind(net)
+    assert not scaled_normalizations(net)
 
 
 def test_a_block_that_is_called_twice_has_its_alpha_on_its_normalization():
@@ -579,7 +579,7 @@ def test_a_block_that_is_called_twice_has_its_alpha_on_its_normalization():
         return self.norm(self.a(self.norm(self.a(x)).relu()))
 
     net = psp.parameterize(Call(forward, a=nn.Conv2d(3, 3, 3), norm=nn.BatchNorm2d(3)), "channel")
-    assert list(behind(net)) == ["norm"]
+    assert list(scaled_normalizations(net)) == ["norm"]
 
 
 def test_filters_that_are_used_for_something_else_stay_as_they_are():
@@ -613,10 +613,65 @@ class Remembering(nn.Module):
 
 def test_looking_at_the_code_leaves_nothing_behind():
     net = psp.parameterize(Remembering(), "channel")
-    assert list(behind(net)) == ["norm"]
+    assert list(scaled_normalizations(net)) == ["norm"]
     assert (net.calls, net.last) == (0, None)
 
 
 def test_what_has_no_shape_yet_is_named():
     with pytest.raises(ConfigError, match="layer '1' has no shape yet; run the network once on an example first"):
         psp.parameterize(nn.Sequential(nn.Conv2d(3, 6, 3), nn.LazyBatchNorm2d()), "channel")
+
+
+# What a network may do with a convolution's output before it normalizes it, x being the input. There the α of channels
+# and of the whole layer are hidden where they stand on the weight: a place is found for them, or they are warned of.
+BETWEEN = {
+    "relu_": lambda h, x: torch.relu_(h),
+    "prelu": lambda h, x: F.prelu(h, x[0, 0, 0, :1].abs()),
+    "interpolation": lambda h, x: F.interpolate(h, scale_factor=2),
+    "padding": lambda h, x: F.pad(h, (1, 1, 1, 1)),
+    "flattened": lambda h, x: F.adaptive_avg_pool2d(h, 4).flatten(2),
+    "mean": lambda h, x: h.mean((2, 3)),
+    "concatenation": lambda h, x: torch.cat([x, h], 1),
+    "concatenation, negative axis": lambda h, x: torch.cat([h, x], -3),
+    "sigmoid": lambda h, x: torch.sigmoid(h),
+}
+
+
+@pytest.mark.parametrize("structure", ["channel", "layer"])
+@pytest.mark.parametrize("between", BETWEEN)
+def test_every_alpha_is_seen_or_warned_of(between, structure, recwarn):
+    torch.manual_seed(0)
+    x = torch.randn(8, 4, 5, 5, dtype=torch.float64)
+    normed = BETWEEN[between](x.clone(), x)
+    norm = (nn.BatchNorm2d if normed.ndim == 4 else nn.BatchNorm1d)(normed.shape[1], eps=1e-12)
+
+    def forward(self, x):
+        y = self.norm(BETWEEN[between](self.conv(x), x))
+        return y.flatten(1).sum(1) + x.flatten(1).sum(1) + y.flatten(1).square().sum(1)
+
+    net = Call(forward, conv=nn.Conv2d(4, 4, 3, padding=1, bias=False), norm=norm).double()
+    nn.init.normal_(net.norm.weight)
+    psp.parameterize(net, structure)
+    ((name, alpha),) = psp.structure_parameters(net).items()
+    seen = change_of_outputs(net, x, alpha, 0) > 1e-6
+    assert seen is not any(f"the α of {name} stand on weights" in str(w.message) for w in recwarn)
+
+
+def test_what_is_replaced_or_copied_by_itself_is_named():
+    """The α of a convolution multiply γ and β of the normalization behind it: one of the two alone is nothing."""
+
+    def fresh():
+        torch.manual_seed(0)
+        return psp.parameterize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "channel").eval()
+
+    replaced = fresh()
+    replaced[0] = nn.Conv2d(3, 4, 1)
+    twin = nn.Sequential(*(copy.deepcopy(part) for part in fresh()))
+    x = torch.randn(2, 3, 4, 4)
+    for net, names in ((replaced, "1"), (twin, "1, 0"), (fresh()[:1], "0"), (fresh()[1:], "1")):
+        with pytest.raises(ConfigError, match=f"the α at {names} are of a layer and a normalization of which only one"):
+            psp.param_groups(net)
+        with pytest.raises(ConfigError, match=f"the α at {names} are of a layer"):
+            psp.fold(net)
+    whole = copy.deepcopy(fresh())
+    torch.testing.assert_close(psp.fold(copy.deepcopy(whole))(x), whole(x))

@@ -82,6 +82,17 @@ def test_l1_within_a_closure_is_refused_and_nothing_has_moved():
     optimizer.step(None)
 
 
+@pytest.mark.parametrize("regularizer", ["l1", "weight_decay"])
+def test_what_is_maximized_decays_too(regularizer):
+    """torch turns gradients round, and has its own decay act before: α shrinks either way, as without a gradient."""
+    net, alpha = one_alpha()
+    groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer=regularizer)
+    optimizer = torch.optim.SGD(groups, lr=ETA, maximize=True)
+    (0.0 * net(torch.ones(1, 1, dtype=torch.float64))).sum().backward()
+    optimizer.step()
+    assert alpha.item() == pytest.approx(1.0 - ETA * LAMBDA)
+
+
 def test_other_optimizers_of_the_process_are_left_alone():
     parameter = nn.Parameter(torch.ones(1))
     optimizer = torch.optim.SGD([parameter], lr=ETA)
@@ -128,22 +139,27 @@ def test_l1_is_applied_once_by_an_optimizer_that_steps_through_another(tmp_path)
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Steps through another, whose groups it has."""
+    """Steps through another, whose groups it has, by itself or among others."""
 
-    def __init__(self, base):
-        self.base = base
+    def __init__(self, base, held):
+        self.base, self.held = base, held
         super().__init__(base.param_groups, {})
+        if held is not base:
+            self.base = None
 
     def step(self, closure=None):
-        self.base.step()
+        for optimizer in [self.base] if self.base else self.held:
+            optimizer.step()
 
 
-def test_l1_is_applied_once_by_an_optimizer_that_has_the_groups_of_another():
+@pytest.mark.parametrize("hold", [lambda base: base, lambda base: [base]])
+def test_l1_is_applied_once_by_an_optimizer_that_has_the_groups_of_another(hold):
     net = psp.parameterize(nn.Linear(1, 1, bias=False), "column")
     groups = psp.param_groups(net, structure_decay=LAMBDA, regularizer="l1")
     (alpha,) = psp.structure_parameters(net).values()
     alpha.grad = torch.zeros_like(alpha)
-    Lookahead(torch.optim.SGD(groups, lr=ETA)).step()
+    base = torch.optim.SGD(groups, lr=ETA)
+    Lookahead(base, hold(base)).step()
     assert alpha.item() == pytest.approx(1 - ETA * LAMBDA)
 
 

@@ -249,7 +249,15 @@ def test_running_statistics_are_the_mean_over_micro_batches_by_hand():
 def test_a_device_that_is_asked_for_is_never_replaced(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert own_device() == torch.device("cpu")
-    for device, message in (("cuda", "device 'cuda' is not here: torch finds no GPU"), ("gpu", "unknown device 'gpu'")):
+    refused = {
+        "cuda": "device 'cuda' is not here: torch finds no GPU",
+        0: "device 'cuda:0' is not here",
+        "gpu": "unknown device 'gpu'",
+        "": "unknown device ''",
+        "meta": "device 'meta' is not here: ",
+        "xpu": "device 'xpu' is not here: ",
+    }
+    for device, message in refused.items():
         with pytest.raises(ConfigError, match=message):
             own_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

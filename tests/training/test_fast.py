@@ -10,7 +10,7 @@ from machine import HAS_CXX, HAS_TILES
 
 import psp
 from psp.errors import CheckpointError, ConfigError, KernelError
-from psp.method.attach import parametrizations
+from psp.method.pruners import parametrizations
 from psp.runs.config import RunConfig
 from psp.training import train as training
 from psp.training.fast import Network, can_build, fastest, remembered, ways

@@ -11,7 +11,7 @@ from machine import HAS_CXX
 
 import psp
 from psp.data.sets import load
-from psp.errors import CheckpointError, DivergedError
+from psp.errors import CheckpointError, ConfigError, DivergedError
 from psp.files import SEAL, locked
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
@@ -209,3 +209,21 @@ def test_weights_that_the_last_step_of_an_epoch_made_nan_are_not_saved(tmp_path,
     ):
         train(config, tmp_path)
     assert torch.load(checkpoint_path(tmp_path, config), weights_only=True)["epoch"] == 1
+
+
+def test_a_run_goes_on_by_the_step_that_it_was_begun_by(tmp_path):
+    assert train_until_killed(tmp_path, "psp.training.train.train_epoch", 3) == -signal.SIGKILL
+    other = {**CHOICE, "precision": "float32"}
+    with pytest.raises(
+        CheckpointError, match=r"was begun by the step .*bfloat16.*, not by .*float32.*: leave `step` out"
+    ):
+        psp.train(CONFIG, checkpoints=tmp_path, device="cpu", progress=False, step=other)
+    record = psp.train(CONFIG, checkpoints=tmp_path, device="cpu", progress=False, step=CHOICE)
+    assert record["provenance"]["step"] == CHOICE
+
+
+@pytest.mark.parametrize(("option", "value"), [("checkpoints", None), ("step", 3)])
+def test_what_is_no_folder_and_no_step_is_refused_before_images_are_read(option, value, monkeypatch):
+    monkeypatch.setattr("psp.training.train.load", lambda name: pytest.fail("read"))
+    with pytest.raises(ConfigError, match=rf"{option}.* got None|a step on cpu is one of .*, not 3"):
+        psp.train(CONFIG, device="cpu", progress=False, **{option: value})

@@ -8,11 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import psp
+from psp.data.images import Images
 from psp.data.sets import load
 from psp.errors import ConfigError
 from psp.files import SEAL
-from psp.method.attach import parametrizations
 from psp.method.methods import METHODS, before_step, build_model, groups
+from psp.method.pruners import parametrizations
 from psp.runs.config import RunConfig
 from psp.training.epoch import learning_rate
 from psp.training.evaluate import errors_pct
@@ -86,9 +87,20 @@ def test_saved_weights_give_the_recorded_error(finished):
     assert seen == len(records)
 
 
-def test_held_out_images_give_a_validation_error_every_epoch(tmp_path):
-    record = quick({**settings("baseline"), "holdout": 50}, tmp_path)
-    assert 0 <= record["curve"][0]["validation_error_pct"] <= 100
+def test_held_out_images_give_a_validation_error_every_epoch(tmp_path, monkeypatch):
+    """That of the weights after it, on just these images, none of which is trained on."""
+    fed, feed = [], Images.feed
+    monkeypatch.setattr(Images, "feed", lambda images, *rest: fed.append(images.pixels) or feed(images, *rest))
+    record = quick({**settings("baseline"), "epochs": 2, "holdout": 50}, tmp_path)
+    data, config = load("digits"), RunConfig.of(record["config"])
+    training, held_out = data.hold_out(50)
+    model = build_model(config, data.num_classes)
+    model.load_state_dict(load_file(next(tmp_path.glob("*/weights.safetensors"))))
+    errors = errors_pct(model.to(memory_format=torch.channels_last), held_out, data, config)
+    assert [0 <= point["validation_error_pct"] <= 100 for point in record["curve"]] == [True, True]
+    assert record["curve"][-1]["validation_error_pct"] == errors.top1
+    assert len(fed) == 2
+    assert all(torch.equal(pixels, training.pixels) for pixels in fed)
 
 
 def test_another_seed_gives_another_run(finished, tmp_path):
