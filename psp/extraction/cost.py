@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from psp.errors import ExtractError
@@ -78,19 +79,23 @@ def zeroed_parameters(model):
 
 @contextmanager
 def countable(model):
-    """No gradients, and no fused path of transformer layers, of which the counter would see nothing.
+    """No gradients, and no fused path of transformer layers and LSTMs, of which the counter would see nothing.
 
     Not even of parameters: the counter fails on a module that is given a view of one, as of a class token.
     """
     fused = torch.backends.mha.get_fastpath_enabled()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    products = torch.backends.mkldnn.enabled
     torch.backends.mha.set_fastpath_enabled(False)
+    if any(isinstance(module, nn.LSTM) for module in model.modules()):
+        torch.backends.mkldnn.enabled = False
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
         with torch.no_grad():
             yield
     finally:
+        torch.backends.mkldnn.enabled = products
         torch.backends.mha.set_fastpath_enabled(fused)
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -71,17 +71,19 @@ def larger(inputs):
 def other_sizes(inputs):
     """Inputs of other sizes that a network may take, as tuples: one more and half as many pixels, or steps.
 
-    Axis 1 is that of the steps of a sequence, N×steps×features or N×tokens.
+    Pixels along all axes, then along the first and the last of them alone; steps of a sequence, N×steps×features or
+    N×tokens, or of whatever else axis 1 is.
     """
-    for axes in (_space, _steps):
-        for length in (_one_more, _half):
-            if any(axes(x) for x in inputs):
-                yield tuple(_resized(x, axes(x), length) for x in inputs)
+    ways = [(axes, length) for axes in (_space, _second) for length in (_one_more, _half)]
+    for axes, length in (*ways, (_first, _one_more), (_last, _one_more)):
+        if any(axes(x) for x in inputs):
+            yield tuple(_resized(x, axes(x), length) for x in inputs)
 
 
 def twice_the_size(inputs):
     """Inputs with twice as many pixels, or steps, along each axis: for a network that takes multiples of some size."""
-    return tuple(_resized(x, _space(x) or _steps(x), _twice) for x in inputs)
+    if any(_space(x) or _steps(x) for x in inputs):
+        yield tuple(_resized(x, _space(x) or _steps(x), _twice) for x in inputs)
 
 
 def another_batch(inputs):
@@ -109,6 +111,18 @@ def _twice(n):
 
 def _space(x):
     return range(2, x.ndim) if x.is_floating_point() else ()
+
+
+def _first(x):
+    return _space(x)[:1] if len(_space(x)) > 1 else ()
+
+
+def _last(x):
+    return _space(x)[-1:] if len(_space(x)) > 1 else ()
+
+
+def _second(x):
+    return (1,) if x.ndim > 1 else ()
 
 
 def _steps(x):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from torch import fx
+from torch import fx, nn
 
 from psp.errors import ExtractError
 from psp.extraction.graph import CONVOLUTION, describe
@@ -53,6 +53,8 @@ def explain(network):
 def note(smaller, explanation):
     """Have `explain(smaller)` give an `Explanation`, also once the network was copied, or saved and loaded."""
     smaller.meta[NOTED] = explanation
+    if not any(True for _ in smaller.children()):
+        smaller.add_module("noted", nn.Module())
     for child in smaller.children():  # which torch.save writes as they are, of the graph no more than its code
         setattr(child, NOTED, explanation)
 
@@ -66,7 +68,7 @@ def explanation(model, traced, smaller):
         unpruned = int(kept_weights(layer, pruner).sum())
         called = free_name(name)
         left, stored = _left(smaller, called)
-        gained = left < min(before, unpruned + 1) and not stored
+        gained = left < min(before, max(unpruned, 1) + 1) and not stored
         why = _put_back(traced, called, layer, pruner) if gained else _why(traced, called)
         if name in traced.meta["all heads"]:
             why = "the code of its attention is not for fewer heads: their queries, keys and values are left"
@@ -81,7 +83,7 @@ def _left(network, name):
         return 0, ""
     weights = sum(p.numel() for key, p in module.named_parameters() if not key.endswith("bias"))
     if isinstance(module, (SpreadLinear, SpreadConvolution)):
-        return weights, "stored without zeros, and computed so where it is called"
+        return weights, "stored without zeros, and computed without channels that are all zeros"
     spread = any(isinstance(part, SpreadWeight) for part in module.modules())
     return weights, "only stored without zeros" if spread else ""
 
@@ -104,19 +106,27 @@ def _why(traced, name):
     rule = called[0].meta["op"]
     if type(rule) is Op:
         return f"a {type(traced.get_submodule(name)).__name__} called like this is not followed"
-    if rule.groups > 1:
+    if rule.groups > 1 and _differ(rule.module, rule.groups):
         return "all groups of a convolution are as large as the largest that is left"
     if is_transposed(rule.module):
         return (
             "of a transposed convolution only channels and taps at the rim go, and columns where many are pruned at "
             "each tap"
         )
+    if getattr(rule.module, "padding_mode", "zeros") != "zeros":
+        return f"with {rule.module.padding_mode} padding it loses channels and no columns or taps"
     whole = _reads_whole(called[0])
     if whole is not None:
         return f"all that it computes is read by {_named(whole)}, of whose channels none can go"
     if (border := _cut_off(called[0], traced)) is not None:
         return f"what it prunes leaves its bias, a constant that ends where {describe(border)} pads with zeros"
     return "all that it reads is live, and all that it computes is read, or a dense kernel is faster with its zeros"
+
+
+def _differ(layer, groups):
+    """Whether some groups of a layer have other zeros than the first."""
+    masks = layer.weight.detach().ne(0).unflatten(0, (groups, -1))
+    return bool((masks != masks[:1]).any())
 
 
 def _put_back(traced, name, layer, pruner):

@@ -23,7 +23,16 @@ from torch.utils._pytree import tree_map_only
 from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
-from psp.extraction.compare import beside, check_batch, check_finite, compare, disagreement, have_types, taken
+from psp.extraction.compare import (
+    agree_roughly,
+    beside,
+    check_batch,
+    check_finite,
+    compare,
+    disagreement,
+    have_types,
+    taken,
+)
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import all_tensors, another_batch, other_sizes, twice_the_size
 from psp.extraction.explain import explanation, note
@@ -62,7 +71,8 @@ def extract(model, example_input):
             any size and batches of any length that `model` takes.
 
     Where the new network would be another function than `model` on other sizes, it is for that of the example alone and
-    refuses others: `psp.explain` says which it is for.
+    refuses others: `psp.explain` says which it is for. Tried are sizes of one pixel, or step, more and of half as many;
+    code that does something else beyond a size of its own, such as 12 pixels, is not found out by them.
 
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
     as in `model`, but those with a name that a graph needs for itself: code_ for code. All of its parameters are new,
@@ -101,7 +111,7 @@ def smallest(model, inputs):
     expected = [itself(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     batch, sizes = taken(masked, [another_batch(shown[1])]), taken(masked, other_sizes(shown[1]))
-    sizes = sizes or taken(masked, [twice_the_size(shown[1])])
+    sizes = sizes or taken(masked, twice_the_size(shown[1]))
     make_pure(network)
     drop_checks(network)
     use_layers(network)
@@ -139,7 +149,8 @@ def in_its_type(smaller, model, inputs):
     """`smaller` of the type and on the device of `model`, and tried there.
 
     What its code asked of its parameters, their type and device, was answered for float64 on the CPU: where it does not
-    run so, these become the model's. Raises ExtractError where its outputs have other types even then.
+    run so, these become the model's. Raises ExtractError where its outputs have other types even then, or other values
+    than rounding gives.
     """
     like = next(p for p in model.parameters() if p.is_floating_point())
     with plainly(like.device.type):
@@ -153,6 +164,11 @@ def in_its_type(smaller, model, inputs):
                     f"the smaller network does not give its outputs in the types of the masked one, in {like.dtype} on "
                     f"{like.device}: its forward names types or devices; let it take those of its input"
                 )
+        if not agree_roughly(smaller, tried):
+            raise ExtractError(
+                f"the network's forward computes something else in {like.dtype} on {like.device} than in float64 on "
+                "the CPU, in which it is extracted: take what asks for a tensor's type or device out of it"
+            )
     return smaller
 
 

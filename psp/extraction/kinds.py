@@ -27,6 +27,7 @@ from psp.extraction.parts import is_part, part
 from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.reduce import MEANS, SOFTMAX, SUMS_ALONG, reduction
 from psp.extraction.regroup import question, regroup
+from psp.extraction.resize import Resize, is_resize
 from psp.extraction.shapes import has_channels, same_shape
 from psp.method.choose import PRODUCTS
 
@@ -38,6 +39,8 @@ KEEPING = (
     nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
 )  # fmt: skip
+# New pixels are means of old ones, by weights that add up to 1, channel by channel.
+UPSAMPLINGS = (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
 AVERAGE_POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 ZERO_PADS = (nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 ACTIVATION_NAMES = {
@@ -72,6 +75,8 @@ def classify(network):
         elif node.op == "call_module" and _is_recurrent(node, modules[node.target], count[node.target]):
             _turn(node, len(node.args[0].meta["shape"]) - 1)
             op = Recurrent(node, modules[node.target])
+        elif is_resize(node):
+            op = Resize(node)
         elif node.op == "call_module" and has_channels(node) and _reads_channels(node):
             op = _module_op(node, modules[node.target], count[node.target])
         elif node.op in ("call_function", "call_method") and has_channels(node) and _reads_channels(node):
@@ -111,7 +116,7 @@ def _module_op(node, module, times):
         return Op(node)
     if kind in BATCHNORM:
         return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
-    if kind in KEEPING and axes == _axes(kind.__name__):
+    if kind in UPSAMPLINGS or (kind in KEEPING and axes == _axes(kind.__name__)):
         return Unary(node)
     if kind in AVERAGE_POOLS and axes == _axes(kind.__name__):
         override = getattr(module, "divisor_override", None)

@@ -40,8 +40,11 @@ def use_layers(network):
 
 
 def _convolution(node, weight, bias=None):
+    """None where a setting is computed, such as groups=x.shape[1]."""
     given = {**dict(zip(CONVOLUTION_ARGUMENTS, node.args[3:], strict=False)), **node.kwargs}
     settings = {name: given[name] for name in CONVOLUTION_ARGUMENTS if name in given}
+    if any(isinstance(value, fx.Node) for value in settings.values()):
+        return None
     outputs, inputs, *kernel = weight.shape
     inputs *= settings.get("groups", 1)
     layer = CONVOLUTIONS[node.target](inputs, outputs, kernel, bias=bias is not None, **settings, device=LATER)

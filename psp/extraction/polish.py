@@ -44,10 +44,11 @@ def _is_relu(node, module):
 
 
 def _only_reader(node, modules):
-    """Whether `node` reads a new tensor that nobody else reads."""
+    """Whether `node` reads a new tensor that nobody else reads, not even the gradient of a convolution with ReLU."""
     before = node.all_input_nodes[0]
     if len(before.users) > 1:
         return False
     if before.op == "call_module":
-        return type(modules[before.target]) in NEW_TENSOR_MODULES
+        module = modules[before.target]
+        return type(module) in NEW_TENSOR_MODULES and not getattr(module, "relu", False)
     return before.op == "call_function" and before.target in NEW_TENSOR_FUNCTIONS

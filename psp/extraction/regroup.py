@@ -87,12 +87,13 @@ def question(node):
         return None
     axis = asked.meta["op"].axis
     known = _of_layer(asked) and _is_fixed(asked, axis)
+    if isinstance(index, range):
+        return None if axis in index else Op(node)
     if index == axis:
         return Count(node, asked.meta["shape"][axis]) if known else None
     if index is not None:
         return Question(node) if node.op == "call_method" else Op(node)
-    answered = (_asked(user)[1] for user in node.users)
-    return Question(node) if all(i is not None and (known or i != axis) for i in answered) else None
+    return Question(node) if all(_leaves_out(_asked(user)[1], axis, known) for user in node.users) else None
 
 
 def regroup(node):
@@ -147,14 +148,24 @@ def _sizes(node):
     return list(sizes) if all(isinstance(n, (int, fx.Node)) for n in sizes) else None
 
 
+def _leaves_out(index, axis, known):
+    """Whether what is asked of a shape, as of `_asked`, is not the length of `axis`, or a single one that is known."""
+    if isinstance(index, range):
+        return axis not in index
+    return index is not None and (known or index != axis)
+
+
 def _asked(node):
-    """(the tensor whose shape a node asks for, which axis's length of it or None for all); (None, None) otherwise."""
+    """(the tensor whose shape a node asks for, which axis's length of it, or those of a range, or None for all).
+
+    (None, None) for any other node.
+    """
     if node.op == "call_method" and node.target == "size" and not node.kwargs:
         index = node.args[1] if len(node.args) == 2 else None
         return node.args[0], _axis(node.args[0], index)
     if node.target is getattr and node.args[1] == "shape":
         return node.args[0], None
-    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and type(node.args[1]) is int:
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
         asked, index = _asked(node.args[0])
         if asked is not None and index is None:
             return asked, _axis(asked, node.args[1])
@@ -162,4 +173,9 @@ def _asked(node):
 
 
 def _axis(node, index):
-    return index % len(node.meta["shape"]) if type(index) is int and node.meta["shape"] else None
+    """The axis, or the range of axes, of a tensor that an index of its shape names; None if it is of other nodes."""
+    shape = node.meta["shape"]
+    if shape and type(index) is int:
+        return index % len(shape)
+    whole = isinstance(index, slice) and not any(isinstance(i, fx.Node) for i in (index.start, index.stop, index.step))
+    return range(len(shape))[index] if shape and whole else None

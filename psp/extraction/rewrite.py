@@ -19,6 +19,8 @@ NARROW = 0.2
 class SelectChannels(nn.Module):
     """N×C×… to N×C'×…, or N×…×C to N×…×C': the channels `index` of an axis, in which C and above are `constants`."""
 
+    selects_channels = True  # by which psp.parameterize and psp.extract know that its code is not to be followed
+
     def __init__(self, index, constants=None, axis=1):
         super().__init__()
         self.axis = axis
@@ -117,6 +119,7 @@ class Builder:
         return self.graph.get_attr(name)
 
     def name(self, node, what):
-        """A new name for something that is made for a node."""
+        """A new name for something that is made for a node; an extraction before this one may have made others."""
         self.names[node, what] += 1
-        return f"{node.name}_{what}_{self.names[node, what]}"
+        name = f"{node.name}_{what}_{self.names[node, what]}"
+        return self.name(node, what) if hasattr(self.network, name) else name

@@ -38,7 +38,8 @@ class Tracer(fx.Tracer):
         self.failed, self.answering = None, False
 
     def is_leaf_module(self, module, name):
-        return name in self.opaque or super().is_leaf_module(module, name)
+        opaque = name in self.opaque or getattr(module, "selects_channels", False)
+        return opaque or super().is_leaf_module(module, name)
 
     def call_module(self, module, forward, args, kwargs):
         if self.answering:
@@ -118,8 +119,17 @@ def trace(model, inputs=None):
             else:
                 raise ExtractError(
                     f"torch.fx cannot follow the forward of {type(model).__name__}{_line(error)}: {error}. "
-                    "Move the code that depends on the data into a submodule of its own"
+                    f"{_remedy(error)}"
                 ) from error
+
+
+def _remedy(error):
+    """What to do about an error of tracing."""
+    if "item assignment" in str(error):
+        return "Make a new tensor instead of writing into one, as by torch.where or torch.cat"
+    if isinstance(error, TypeError):  # a function of torch's own that does not take what stands for a number
+        return "Make new tensors of those that are there, as by x.new_zeros(…), and move other code into a submodule"
+    return "Move the code that depends on the data into a submodule of its own"
 
 
 def _line(error):

@@ -16,9 +16,9 @@ from psp.extraction.checks import drop_checks
 from psp.extraction.compare import distance
 from psp.extraction.extract import check_evaluation, check_plain
 from psp.extraction.graph import make_pure
-from psp.extraction.shapes import Shapes
 from psp.extraction.trace import trace
 from psp.frozen.lanes import Lanes
+from psp.frozen.lengths import answer_lengths
 from psp.frozen.measure import shortest
 from psp.frozen.pixels import Pixels, library
 from psp.frozen.planner import Planner
@@ -147,7 +147,7 @@ def prepared(network, shape):
         source = network
         network = network if isinstance(network, fx.GraphModule) else trace(network, (image,))
         check_by_example(network, source, image)
-        Shapes(network, "shape").run(image)
+        answer_lengths(network, image)
         make_pure(network)
         drop_checks(network)
         network.graph.eliminate_dead_code()  # such as what a check asked for

@@ -83,6 +83,16 @@ def multiply(plan, x, y):
     return made._replace(flat=x.flat, last=x.last)
 
 
+def subtract(plan, x, y):
+    return add(plan, x, multiply(plan, y, -1.0) if isinstance(y, Value) else -torch.as_tensor(y).double())
+
+
+def divide(plan, x, y):
+    """By a constant of each channel."""
+    require(isinstance(x, Value) and not isinstance(y, Value))
+    return multiply(plan, x, 1 / torch.as_tensor(y).double())
+
+
 def by_channel(x, constant):
     """What is added to or multiplies a value, a tensor or a number, as a number for each channel."""
     constant = torch.as_tensor(constant)

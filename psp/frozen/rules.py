@@ -53,6 +53,8 @@ FUNCTIONS = {
     F.gelu: pointwise.gelu,
     **dict.fromkeys((torch.add, operator.add, "add"), pointwise.add),
     **dict.fromkeys((torch.mul, operator.mul, "mul"), pointwise.multiply),
+    **dict.fromkeys((torch.sub, operator.sub, "sub"), pointwise.subtract),
+    **dict.fromkeys((torch.div, torch.true_divide, operator.truediv, "div"), pointwise.divide),
     **dict.fromkeys((torch.chunk, "chunk"), pointwise.chunk),
     **dict.fromkeys((torch.split, "split"), pointwise.split),
     **dict.fromkeys((torch.flatten, "flatten"), pointwise.flatten),
@@ -78,8 +80,8 @@ NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
 # Rules for values of several pixels that their readers take as flat, and for those with channels as the last axis.
 FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same, pointwise.dropout}
 CHANNELS_LAST = FLAT | {
-    pointwise.add, pointwise.multiply, pointwise.permute, pointwise.layer_norm, pointwise.gelu, pointwise.select,
-    pointwise.pad, MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
+    pointwise.add, pointwise.subtract, pointwise.multiply, pointwise.divide, pointwise.permute, pointwise.layer_norm,
+    pointwise.gelu, pointwise.select, pointwise.pad, MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
 }  # fmt: skip
 
 

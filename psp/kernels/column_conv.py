@@ -184,7 +184,7 @@ class Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         out = torch.ops.psp.column_conv2d.default(*arguments)
-        ctx.save_for_backward(*arguments[:4], out)
+        ctx.save_for_backward(*arguments[:4], out if arguments[-1] else None)
         ctx.settings = arguments[5:]
         return out
 

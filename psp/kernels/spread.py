@@ -52,6 +52,8 @@ class SpreadWeight(nn.Module):
 class Spread:
     """What `spread` puts before the class of a layer, whose own forward reads `weight`."""
 
+    without_zeros = True  # as of psp.kernels.columns
+
     @property
     def weight(self):
         return self.outputs_first().transpose(0, 1) if _transposed(self) else self.outputs_first()

@@ -23,7 +23,8 @@ class ColumnSparseConvTranspose2d(nn.Module):
             output_padding is less than stride.
     """
 
-    columns_only = True  # as of psp.kernels.columns
+    without_zeros = True  # as of psp.kernels.columns
+    transposed = True  # as of torch's own
 
     def __init__(self, weight, bias, stride, padding, output_padding, dilation):
         super().__init__()

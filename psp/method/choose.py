@@ -46,8 +46,9 @@ def choose_structures(model, structure, skip=()):
             "layer"; a layer without a shape yet.
     """
     check_network(model)
-    gone = [name for name, module in model.named_modules() if getattr(module, "columns_only", False)]
-    names = [*(name for name, module in model.named_modules() if isinstance(module, LAYERS)), *gone]
+    gone = [name for name, module in model.named_modules() if getattr(module, "without_zeros", False)]
+    layers = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    names = [*(name for name in layers if name not in gone), *gone]
     rules = dict(structure) if isinstance(structure, Mapping) else {"*": structure}
     skip = patterns(skip)
     for wanted in rules.values():
@@ -75,7 +76,7 @@ def choose_structures(model, structure, skip=()):
     chosen = {name: wanted for name, wanted in chosen.items() if wanted is not None}
     if left_out := [name for name in gone if chosen.pop(name, None)]:
         warnings.warn(
-            f"{', '.join(left_out)} have nothing but columns that were kept, and stay as they are: to prune more, go "
+            f"{', '.join(left_out)} have nothing but weights that were kept, and stay as they are: to prune more, go "
             "on from the network that psp.extract was given",
             stacklevel=4,
         )
@@ -182,6 +183,7 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, module, name):
         inside = [name for name, _ in module.named_children() if name not in ("structure", "parametrizations")]
         plain = isinstance(module, LAYERS) and not inside
+        plain = plain or getattr(module, "without_zeros", False) or getattr(module, "selects_channels", False)
         return plain or isinstance(module, NORMALIZATIONS) or super().is_leaf_module(module, name)
 
 

@@ -42,9 +42,11 @@ def nonzero_macs(model, image):
     needed = []
 
     def count(layer, args, kwargs, output):
-        # A weight takes part once for every pixel of its first axis's channels.
-        pixels = read_by(args, kwargs) if is_transposed(layer) else output
-        needed.append(int(layer.weight.count_nonzero()) * (pixels.numel() // layer.weight.shape[0]))
+        # A weight takes part once for every pixel that is written, of a transposed convolution that is read.
+        tensor, channels = output, layer.weight.shape[0]
+        if is_transposed(layer):
+            tensor, channels = read_by(args, kwargs), layer.in_channels
+        needed.append(int(layer.weight.count_nonzero()) * (tensor.numel() // channels))
 
     with hooked((m, count) for m in model.modules() if is_layer(m)), evaluation_mode(model):
         model(image)

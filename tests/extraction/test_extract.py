@@ -355,3 +355,51 @@ def test_a_parameter_is_no_batch_of_one(combine):
     smaller = psp.extract(net, torch.randn(1, 3, 8, 8))
     x = torch.randn(5, 3, 8, 8)
     torch.testing.assert_close(smaller(x), net(x))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.d = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.d(x + self.c(self.b(x).relu()))
+
+
+@pytest.mark.filterwarnings("ignore:.* have nothing but weights that were kept")
+@pytest.mark.parametrize("seed", range(6))
+def test_what_was_extracted_can_be_pruned_and_extracted_again(seed):
+    torch.manual_seed(seed)
+    net, x = Residual().double().eval(), torch.randn(2, 3, 9, 9).double()
+    for _ in range(3):
+        psp.parameterize(net, "channel")
+        for alpha in psp.structure_parameters(net).values():
+            alpha.data[torch.rand(alpha.shape) < 0.3] = 0.0
+        smaller = psp.extract(net, x)
+        assert difference(net, smaller, x) < 1e-12
+        net = smaller
+
+
+@pytest.mark.parametrize("activation", [nn.SiLU, nn.ELU, nn.ReLU6, nn.LeakyReLU, nn.ReLU, nn.Hardswish])
+def test_what_is_left_of_columns_can_be_trained(activation):
+    """Its gradients are those of the masked network, whatever follows a convolution, and what follows that."""
+    torch.manual_seed(0)
+    layers = (
+        nn.Conv2d(3, 16, 3, padding=1),
+        activation(),
+        nn.Conv2d(16, 16, 3),
+        nn.ReLU(),
+        nn.SiLU(),
+        nn.Conv2d(16, 4, 1),
+    )
+    net = psp.parameterize(nn.Sequential(*layers).double().eval())
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data[torch.rand(alpha.shape) < 0.7] = 0.0
+    gradients = []
+    for trained in (net, psp.extract(net, torch.randn(2, 3, 8, 8).double())):
+        x = torch.linspace(-1, 1, 2 * 3 * 64, dtype=torch.float64).view(2, 3, 8, 8).requires_grad_()
+        trained(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)

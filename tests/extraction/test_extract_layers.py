@@ -247,10 +247,11 @@ def test_what_is_not_followed_is_stored_without_its_zeros_and_explained(structur
     assert difference(net, smaller, -x[:3]) < 1e-13
     assert psp.cost(smaller, x).params <= psp.cost(net, x).params
     why = {layer.name: layer.why for layer in psp.explain(smaller).layers}
+    without = "stored without zeros, and computed without channels that are all zeros"
     assert why == {
-        "twice": "stored without zeros, and computed so where it is called: it is called several times",
+        "twice": f"{without}: it is called several times",
         "read": "only stored without zeros: its weight is read without it",
-        "inside.1": "stored without zeros, and computed so where it is called: the code of 'inside' is not followed",
+        "inside.1": f"{without}: the code of 'inside' is not followed",
     }
     printed = str(psp.explain(smaller)).splitlines()
     assert len(printed) == 5
@@ -263,7 +264,9 @@ def test_layers_of_a_transformer_that_is_not_followed_compute_without_zeros():
     net = halved(Call(lambda self, x: self.block(x), block=block), "column")
     x = torch.randn(2, 5, 16).double()
     why = {layer.name: layer.why for layer in psp.explain(psp.extract(net, x)).layers}
-    assert why["block.linear1"].startswith("stored without zeros, and computed so where it is called: the code of")
+    assert why["block.linear1"].startswith(
+        "stored without zeros, and computed without channels that are all zeros: the code of"
+    )
     assert psp.cost(psp.extract(net, x), x).macs < psp.cost(psp.fold(net), x).macs
 
 
@@ -548,3 +551,31 @@ def test_what_a_normalization_over_channels_has_put_back_is_said():
     psp.parameterize(nothing_between, "channel", skip="2")
     psp.structure_parameters(nothing_between)["0"].data[:3] = 0.0
     assert psp.explain(psp.extract(nothing_between, x)).layers[0].why == ""
+
+
+def test_reasons_name_what_is_in_the_way():
+    """Of a layer that is gone but for a weight; of one that reflects; of groups that are pruned alike."""
+    torch.manual_seed(0)
+    gone = psp.parameterize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)).double().eval(), "channel", skip="1")
+    psp.structure_parameters(gone)["0"].data.zero_()
+    gone[0].bias.data.zero_()
+    assert psp.explain(psp.extract(gone, maps(2))).layers[0].why == ""
+
+    def why(layer, structure):
+        net = psp.parameterize(nn.Sequential(layer, nn.Conv2d(16, 4, 1)).double().eval(), structure, skip="1")
+        psp.structure_parameters(net)["0"].data.view(-1, 3, 3)[:, 1:, 1:] = 0.0
+        return psp.explain(psp.extract(net, maps(2, 16))).layers[0].why
+
+    reflecting = nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect")
+    assert why(reflecting, "column").endswith("with reflect padding it loses channels and no columns or taps")
+    assert "groups" not in why(nn.Conv2d(16, 16, 3, padding=1, groups=16), "shape")
+
+
+def test_what_is_left_of_nothing_is_explained_once_it_is_loaded(tmp_path):
+    net = psp.parameterize(Call(lambda self, x: x + self.a(x), a=nn.Conv2d(3, 3, 1, bias=False)).eval(), "layer")
+    psp.structure_parameters(net)["a"].data.zero_()
+    smaller = psp.extract(net, torch.randn(2, 3, 5, 5))
+    torch.save(smaller, tmp_path / "net.pt")
+    loaded = torch.load(tmp_path / "net.pt", weights_only=False)
+    assert psp.explain(loaded) == psp.explain(smaller)
+    assert not list(loaded.parameters())

@@ -83,6 +83,14 @@ KNOWN = {
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "convolution that reflects": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
     "contiguous": Call(lambda x: x.contiguous()),
+    "upsampling": nn.Upsample(scale_factor=2),
+    "bilinear upsampling": nn.UpsamplingBilinear2d(scale_factor=2),
+    "interpolation": Call(lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic", align_corners=True)),
+    "interpolation to the size of another": Call(
+        lambda x: F.interpolate(F.max_pool2d(x, 2), size=x.shape[-2:], mode="bilinear")
+    ),
+    "interpolation to a length each": Call(lambda x: F.interpolate(x[:, :, ::2], size=(x.size(2), x.shape[3]))),
+    "lengths of an answer": Call(lambda x: F.interpolate(F.max_pool2d(x, 2), size=x.size()[2:])),
 }
 # Operations about which less or nothing is assumed; the result is as exact.
 UNKNOWN = {
@@ -92,7 +100,7 @@ UNKNOWN = {
     "padding by 0.5": Call(lambda x: F.pad(x, (1, 1), value=0.5)),
     "softmax": nn.Softmax(1),
     "group norm": nn.GroupNorm(2, 8),
-    "upsampling": nn.Upsample(scale_factor=2),
+    "asked for the channels, too": Call(lambda x: x.reshape(*x.shape[:2], -1).view(*x.shape)),
     "shuffle": Call(lambda x: x.view(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)),
     "broadcast": Call(lambda x: x + x.mean((2, 3), keepdim=True)),
     "a parameter": Call(lambda self, x: x * self.scale, scale=nn.Parameter(torch.rand(8, 1, 1))),

@@ -12,8 +12,18 @@ import psp
 from psp.errors import ExtractError
 
 
-def images(side, batch=2):
-    return torch.randn(batch, 3, side, side, dtype=torch.float64)
+def images(size, batch=2):
+    """Images of a side, or of a height and a width."""
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return torch.randn(batch, 3, height, width, dtype=torch.float64)
+
+
+def frames(count, batch=2):
+    return torch.randn(batch, count, 7, 7, dtype=torch.float64)
+
+
+def features(count, batch=2):
+    return torch.randn(batch, count, dtype=torch.float64)
 
 
 def steps(count, batch=2):
@@ -48,6 +58,23 @@ def enlarged_if_small(self, x):
     return self.b(self.a(x if min(x.shape[-2:]) >= 12 else F.interpolate(x, size=(16, 16))))
 
 
+def made_square(self, x):
+    height, width = x.shape[-2:]
+    if height < width:
+        x = F.pad(x, (0, 0, 0, width - height), value=1.0)
+    return self.b(self.a(x).relu())
+
+
+def laid_on_its_side(self, x):
+    if x.shape[2] > x.shape[3]:
+        x = x.transpose(2, 3)
+    return self.b(self.a(x).relu())
+
+
+def one_by_one(self, x):
+    return sum(self.b(self.a(x[:, i : i + 1]).relu()) for i in range(x.shape[1]))
+
+
 SEQUENCES = {
     "mean of steps": (mean_of_steps, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
     "step by step": (step_by_step, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
@@ -57,12 +84,20 @@ IMAGES = {
     "halves of rows": (halves_of_rows, {"a": nn.Conv2d(3, 8, 1), "norm": nn.LayerNorm(8), "b": nn.Linear(16, 5)}),
     "flattened": (flattened, {"a": nn.Conv2d(3, 8, 3, padding=1)}),
     "enlarged": (enlarged_if_small, {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 3)}),
+    "made square": (made_square, {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 4, 3, 2)}),
+    "laid on its side": (laid_on_its_side, {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 4, 3)}),
 }
+FRAMES = {"frames": (one_by_one, {"a": nn.Conv2d(1, 8, 3), "b": nn.Conv2d(8, 4, 3)})}
+FEATURES = {"features": (one_by_one, {"a": nn.Linear(1, 8), "b": nn.Linear(8, 4)})}
 CASES = [(*case, steps, 7, (1, 6, 8, 14)) for case in SEQUENCES.values()]
-CASES += [(*case, images, 16, (8, 15, 17, 32)) for case in IMAGES.values()]
+CASES += [(*case, images, 16, (8, 15, 17, 32, (16, 20), (20, 16))) for case in IMAGES.values()]
+CASES += [(*case, frames, 4, (2, 3, 6)) for case in FRAMES.values()]
+CASES += [(*case, features, 4, (2, 3, 6)) for case in FEATURES.values()]
 
 
-@pytest.mark.parametrize(("forward", "layers", "make", "size", "others"), CASES, ids=[*SEQUENCES, *IMAGES])
+@pytest.mark.parametrize(
+    ("forward", "layers", "make", "size", "others"), CASES, ids=[*SEQUENCES, *IMAGES, *FRAMES, *FEATURES]
+)
 def test_another_size_is_exact_or_refused(forward, layers, make, size, others):
     torch.manual_seed(0)
     net = prune_channels(Call(forward, **layers).double(), a=[1, 2, 5])

@@ -353,3 +353,63 @@ def test_an_input_with_an_empty_axis():
     smaller = psp.extract(net, (images(), boxes))
     assert psp.explain(smaller).sizes == "any size that the network takes"
     assert smaller(images(11), boxes)[1].shape == (2, 0, 4)
+
+
+def by_type(self, x):
+    """As an RMS normalization that knows how many digits its type has."""
+    y = self.a(x)
+    eps = 0.1 if y.dtype == torch.float32 else 1e-6
+    return self.b(y * torch.rsqrt(y.square().mean(1, keepdim=True) + eps))
+
+
+def test_code_that_is_another_for_another_type_is_refused_where_it_would_differ():
+    torch.manual_seed(0)
+    net = prune_channels(Call(by_type, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 3)), a=[0, 1, 2, 3])
+    x = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ExtractError, match=r"computes something else in torch\.float32 on cpu than in float64"):
+        psp.extract(net, x)
+    assert difference(net.double(), psp.extract(net, x.double()), x.double()) < 1e-13
+
+
+def test_groups_that_are_counted_by_the_code():
+    """Blurred pooling, each channel by itself."""
+
+    def blurred(self, x):
+        y = self.a(x)
+        return self.b(F.conv2d(y, self.kernel, stride=2, groups=y.shape[1]))
+
+    torch.manual_seed(0)
+    net = Call(blurred, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 3))
+    net.register_buffer("kernel", torch.full((8, 1, 3, 3), 1 / 9))
+    net = prune_channels(net.double(), a=[0, 1, 2], b=[1])
+    x = torch.randn(2, 3, 12, 12).double()
+    assert difference(net, psp.extract(net, x), x) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("forward", "remedy"),
+    [
+        (lambda self, x: self.a(x) + torch.ones(x.size(0), 8, 1, 1).double(), "as by x.new_zeros"),
+        (lambda self, x: self.a(x) / torch.tensor(x.shape[1]), "as by x.new_zeros"),
+        (lambda self, x: self.a(x) if x.sum() > 0 else x, "Move the code that depends on the data"),
+    ],
+)
+def test_what_cannot_be_followed_says_what_to_do(forward, remedy):
+    net = prune_channels(Call(forward, a=nn.Conv2d(3, 8, 3)).double(), a=[0])
+    with pytest.raises(ExtractError, match=remedy):
+        psp.extract(net, torch.randn(2, 3, 8, 8).double())
+
+
+def test_writing_into_a_tensor_says_what_to_do():
+    class Writing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            y[:, 0] = 0
+            return y
+
+    with pytest.raises(ExtractError, match="Make a new tensor instead of writing into one"):
+        psp.extract(prune_channels(Writing(), a=[1]), torch.randn(2, 3, 8, 8))

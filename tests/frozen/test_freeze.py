@@ -324,7 +324,8 @@ def test_what_cannot_be_frozen_is_named(layer, name):
         freeze(nn.Sequential(layer), torch.zeros(1, 4, 6, 6))
 
 
-@pytest.mark.parametrize("function", [lambda x: x / 2, lambda x: x @ x, lambda x: x[:, :, 1:], lambda x: x.mean(1),
+@pytest.mark.parametrize("function", [
+    lambda x: 2 / x, lambda x: x / x, lambda x: x @ x, lambda x: x[:, :, 1:], lambda x: x.mean(1),
     lambda x: (x, x), lambda x: x + x[:, :1], lambda x: x * torch.ones(6), lambda x: x.permute(0, 2, 3, 1),
     lambda x: F.pad(x, (1, 1, 0, 0)), lambda x: torch.cat((x, x)),
     lambda x: F.avg_pool2d(x, 2, 2, 0, True), lambda x: torch.flatten(x, 1).relu()])  # fmt: skip

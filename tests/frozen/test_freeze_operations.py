@@ -207,3 +207,51 @@ def test_zeros_in_place_of_channels_that_are_the_last_axis():
     smaller = psp.extract(prune(net, "layer", lambda layer, alpha: 0.5), x)
     assert any(node.target is F.pad and len(node.args[1]) == 2 for node in smaller.graph.nodes)
     assert error(smaller, freeze(smaller, x), x) < 1e-5
+
+
+class Decoder(nn.Module):
+    """As U-Nets are written: maps are brought to the size of others, whatever it is, and flattened by their lengths."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.down, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, 2), nn.Conv2d(16, 2, 1)
+        self.register_buffer("mean", torch.rand(3, 1, 1))
+        self.register_buffer("std", 1 + torch.rand(3, 1, 1))
+        self.fc = nn.Linear(2 * 9 * 12, 5)
+
+    def forward(self, x):
+        x = self.enter((x - self.mean) / self.std).relu()
+        y = self.down(x).relu()
+        larger = F.interpolate(y, size=x.shape[2:])
+        missing = x.size(2) - 2 * y.size(2)
+        assert missing > 0
+        x = self.leave(torch.cat([larger, 1 - x], 1)) / missing - 0.5
+        return self.fc(x.view(x.size(0), -1)) - 1.0
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_questions_about_sizes_are_answered(n):
+    torch.manual_seed(0)
+    net, x = Decoder().eval(), torch.randn(n, 3, 9, 12)
+    assert error(net, freeze(net, x), x) < 1e-5
+    psp.parameterize(net, "column", skip="fc")
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data[torch.rand(alpha.shape) < 0.5] = 0.0
+    smaller = psp.extract(net, x)
+    assert error(smaller, freeze(smaller, x), x) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "flattened", [lambda x: x.reshape(-1, 4 * 6 * 6), lambda x: torch.reshape(x, (x.size(0), 144))]
+)
+def test_flattening_by_a_number(flattened):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(144, 5)
+
+        def forward(self, x):
+            return self.fc(flattened(x))
+
+    net, x = Net().eval(), torch.randn(3, 4, 6, 6)
+    assert error(net, freeze(net, x), x) < 1e-5

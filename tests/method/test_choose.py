@@ -184,7 +184,7 @@ def test_what_extract_left_of_columns_is_said_to_stay():
     net = psp.parameterize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), "column")
     psp.structure_parameters(net)["2"].data.view(-1)[::2] = 0.0
     smaller = psp.extract(net.eval(), torch.zeros(1, 3, 8, 8))
-    with pytest.warns(UserWarning, match="2 have nothing but columns that were kept, and stay as they are"):
+    with pytest.warns(UserWarning, match="2 have nothing but weights that were kept, and stay as they are"):
         psp.parameterize(smaller, "column")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -7,6 +7,7 @@ from networks import Call
 from timed import CPU, small_net
 from torch import nn
 
+from psp.kernels.transposed import ColumnSparseConvTranspose2d
 from psp.timing.measure import alternate, cpu_block, quartiles
 from psp.timing.roofline import Limits, Work, roofline_seconds
 from psp.timing.work import CALLS, REPEATS, _best, measure_limits, nonzero_macs, work
@@ -102,3 +103,12 @@ def test_the_limits_of_a_gpu_are_taken_by_its_own_clock_over_many_calls(monkeypa
     assert _best(None, SimpleNamespace(type="cuda")) == 1 / (1 + REPEATS)
     assert set(asked) == {CALLS}
     assert CALLS > 1
+
+
+def test_a_transposed_convolution_of_kept_columns_counts_by_the_pixels_that_it_reads():
+    net = nn.ConvTranspose2d(8, 6, 2, 2, bias=False)
+    net.weight.data[:5] = 0.0
+    zeros = nonzero_macs(net, torch.zeros(1, 8, 5, 5))
+    settings = net.stride, net.padding, net.output_padding, net.dilation
+    sparse = ColumnSparseConvTranspose2d(net.weight.detach().transpose(0, 1), None, *settings)
+    assert nonzero_macs(sparse, torch.zeros(1, 8, 5, 5)) == zeros == 3 * 6 * 4 * 25
