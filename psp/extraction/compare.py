@@ -56,8 +56,7 @@ def agree_roughly(network, examples):
     """Whether a network's outputs for examples, as of `taken`, are within `ROUNDED` of the masked one's."""
     for values, expected in examples:
         for ours, theirs in zip(_tensors(network.forward(*values)), _tensors(expected), strict=True):
-            measured = theirs.numel() > 0 and theirs.dtype in ROUNDED
-            if measured and not distance(ours, theirs) <= ROUNDED[theirs.dtype]:
+            if theirs.dtype in ROUNDED and not _agree(ours, theirs, ROUNDED[theirs.dtype]):
                 return False
     return True
 
@@ -97,10 +96,10 @@ def disagreement(smaller, examples):
     return None
 
 
-def _agree(ours, theirs):
+def _agree(ours, theirs, tolerance=TOLERANCE):
     if not (theirs.is_floating_point() or theirs.is_complex()):
         return torch.equal(ours, theirs)
-    return torch.allclose(ours, theirs, rtol=0, atol=TOLERANCE * _largest(theirs), equal_nan=True)
+    return torch.allclose(ours, theirs, rtol=0, atol=tolerance * _largest(theirs), equal_nan=True)
 
 
 def _tensors(nest):

@@ -403,3 +403,10 @@ def test_what_is_left_of_columns_can_be_trained(activation):
         trained(x).square().sum().backward()
         gradients.append(x.grad)
     torch.testing.assert_close(*gradients)
+
+
+def test_outputs_of_zeros_are_those_of_zeros():
+    net = psp.parameterize(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3, bias=False))).eval()
+    psp.structure_parameters(net)["2"].data.zero_()
+    x = torch.randn(2, 3, 8, 8)
+    assert not psp.extract(net, x)(x).any()

@@ -72,7 +72,9 @@ def test_a_process_has_its_threads():
 
 
 @pytest.mark.parametrize(("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
-def test_where_this_process_is_stopped_so_are_the_runs_under_way_and_none_is_started(sent, raised, monkeypatch):
+def test_where_this_process_is_stopped_so_are_the_runs_under_way_and_none_is_started(
+    sent, raised, monkeypatch, request
+):
     processes, lock = [], threading.Lock()
 
     def start(command, threads):
@@ -87,6 +89,9 @@ def test_where_this_process_is_stopped_so_are_the_runs_under_way_and_none_is_sta
 
     monkeypatch.setattr(jobs, "start", start)
     before = signal.getsignal(signal.SIGTERM)
+    # A shell has what it starts in the background ignore SIGINT, these tests among it.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, interrupt))
     with pytest.raises(raised):
         jobs.train_runs(PROFILE, ["a", "b", "c"], jobs=2)
     assert [process.poll() for process in processes] == [-signal.SIGTERM] * 2
