@@ -17,6 +17,7 @@ from psp.extraction.ops import (
     Op,
     Pad,
     Pointwise,
+    Slopes,
     Stack,
     Turn,
     Unary,
@@ -114,6 +115,8 @@ def _module_op(node, module, times):
         return Pointwise(node, module)
     if not _along(node, 1):
         return Op(node)
+    if kind is nn.PReLU:
+        return Pointwise(node, module) if len(module.weight) == 1 else Slopes(node, module) if times == 1 else Op(node)
     if kind in BATCHNORM:
         return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
     if kind in UPSAMPLINGS or (kind in KEEPING and axes == _axes(kind.__name__)):

@@ -7,7 +7,7 @@ reads all, and all that it puts out is live.
 """
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.nn import functional as F
 
 from psp.extraction.channels import Channels, along_axis
@@ -99,6 +99,16 @@ class Norm(Pointwise):
             {name: t if t.ndim == 0 else t[carried] for name, t in self.module.state_dict().items()}
         )
         return builder.insert(self.node.target, smaller.eval(), x), carried
+
+
+class Slopes(Pointwise):
+    """nn.PReLU with a slope for each channel."""
+
+    def emit(self, builder, wanted):
+        x, carried = builder.about(self.read, wanted)
+        smaller = nn.PReLU(int(carried.sum()), dtype=torch.float64)
+        smaller.weight = nn.Parameter(self.module.weight.detach()[carried])
+        return builder.insert(self.node.target, smaller, x), carried
 
 
 class ZeroOnly(Unary):

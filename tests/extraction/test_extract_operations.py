@@ -60,6 +60,12 @@ def gated(x):
     return x * torch.sigmoid(F.adaptive_avg_pool2d(x, 1))
 
 
+def slopes(count):
+    prelu = nn.PReLU(count)
+    nn.init.uniform_(prelu.weight)
+    return prelu
+
+
 # Operations that carry constants on, so that conv1 loses its three pruned channels.
 KNOWN = {
     "relu": nn.ReLU(inplace=True),
@@ -83,6 +89,8 @@ KNOWN = {
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "convolution that reflects": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
     "contiguous": Call(lambda x: x.contiguous()),
+    "PReLU": nn.PReLU(),
+    "PReLU, a slope each": Call(lambda self, x: self.prelu(x), prelu=slopes(8)),
     "upsampling": nn.Upsample(scale_factor=2),
     "bilinear upsampling": nn.UpsamplingBilinear2d(scale_factor=2),
     "interpolation": Call(lambda x: F.interpolate(x, scale_factor=1.5, mode="bicubic", align_corners=True)),
@@ -105,7 +113,6 @@ UNKNOWN = {
     "broadcast": Call(lambda x: x + x.mean((2, 3), keepdim=True)),
     "a parameter": Call(lambda self, x: x * self.scale, scale=nn.Parameter(torch.rand(8, 1, 1))),
     "scaled sum": Call(lambda x: torch.add(x, x, alpha=2)),
-    "PReLU": nn.PReLU(8),
     "transposed convolution": nn.ConvTranspose2d(8, 8, 2),
     "depthwise convolution": nn.Conv2d(8, 8, 3, padding=1, groups=8),
     "grouped convolution": nn.Conv2d(8, 8, 3, padding=1, groups=4),
