@@ -71,11 +71,11 @@ def larger(inputs):
 def other_sizes(inputs):
     """Inputs of other sizes that a network may take, as tuples: one more and half as many pixels, or steps.
 
-    Pixels along all axes, then along the first and the last of them alone; steps of a sequence, N×steps×features or
-    N×tokens, or of whatever else axis 1 is.
+    Pixels along all axes, then along the first and the last of them alone; steps of sequences, N×steps×features or
+    N×tokens; and of whatever else axis 1 is.
     """
-    ways = [(axes, length) for axes in (_space, _second) for length in (_one_more, _half)]
-    for axes, length in (*ways, (_first, _one_more), (_last, _one_more)):
+    ways = [(axes, length) for axes in (_space, _steps, _second) for length in (_one_more, _half)]
+    for axes, length in (*ways, (_height, _one_more), (_width, _one_more)):
         if any(axes(x) for x in inputs):
             yield tuple(_resized(x, axes(x), length) for x in inputs)
 
@@ -113,11 +113,11 @@ def _space(x):
     return range(2, x.ndim) if x.is_floating_point() else ()
 
 
-def _first(x):
+def _height(x):
     return _space(x)[:1] if len(_space(x)) > 1 else ()
 
 
-def _last(x):
+def _width(x):
     return _space(x)[-1:] if len(_space(x)) > 1 else ()
 
 

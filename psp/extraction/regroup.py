@@ -82,18 +82,18 @@ class Count(Op):
 
 def question(node):
     """The rule for a node that asks for a tensor's shape or for a length in it; or None."""
-    asked, index = _asked(node)
-    if asked is None or not has_channels(asked):
+    tensor, index = asked(node)
+    if tensor is None or not has_channels(tensor):
         return None
-    axis = asked.meta["op"].axis
-    known = _of_layer(asked) and _is_fixed(asked, axis)
+    axis = tensor.meta["op"].axis
+    known = _of_layer(tensor) and _is_fixed(tensor, axis)
     if isinstance(index, range):
         return None if axis in index else Op(node)
     if index == axis:
-        return Count(node, asked.meta["shape"][axis]) if known else None
+        return Count(node, tensor.meta["shape"][axis]) if known else None
     if index is not None:
         return Question(node) if node.op == "call_method" else Op(node)
-    return Question(node) if all(_leaves_out(_asked(user)[1], axis, known) for user in node.users) else None
+    return Question(node) if all(_leaves_out(asked(user)[1], axis, known) for user in node.users) else None
 
 
 def regroup(node):
@@ -149,13 +149,13 @@ def _sizes(node):
 
 
 def _leaves_out(index, axis, known):
-    """Whether what is asked of a shape, as of `_asked`, is not the length of `axis`, or a single one that is known."""
+    """Whether what is asked of a shape, as of `asked`, is not the length of `axis`, or a single one that is known."""
     if isinstance(index, range):
         return axis not in index
     return index is not None and (known or index != axis)
 
 
-def _asked(node):
+def asked(node):
     """(the tensor whose shape a node asks for, which axis's length of it, or those of a range, or None for all).
 
     (None, None) for any other node.
@@ -166,9 +166,9 @@ def _asked(node):
     if node.target is getattr and node.args[1] == "shape":
         return node.args[0], None
     if node.target is operator.getitem and isinstance(node.args[0], fx.Node):
-        asked, index = _asked(node.args[0])
-        if asked is not None and index is None:
-            return asked, _axis(asked, node.args[1])
+        tensor, index = asked(node.args[0])
+        if tensor is not None and index is None:
+            return tensor, _axis(tensor, node.args[1])
     return None, None
 
 

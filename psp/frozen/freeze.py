@@ -16,6 +16,7 @@ from psp.extraction.checks import drop_checks
 from psp.extraction.compare import distance
 from psp.extraction.extract import check_evaluation, check_plain
 from psp.extraction.graph import make_pure
+from psp.extraction.shapes import find_flattens
 from psp.extraction.trace import trace
 from psp.frozen.lanes import Lanes
 from psp.frozen.lengths import answer_lengths
@@ -150,8 +151,7 @@ def prepared(network, shape):
         answer_lengths(network, image)
         make_pure(network)
         drop_checks(network)
-        network.graph.eliminate_dead_code()  # such as what a check asked for
-        network.recompile()
+        find_flattens(network)  # and without what is not used, such as what a check asked for
     except ExtractError as error:
         raise KernelError(str(error)) from error
     return network

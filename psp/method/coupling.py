@@ -40,8 +40,9 @@ def meeting(model, names):
             node = roots[node]
         return node
 
+    streams = _led_to(graph, model)
     for node in graph.nodes:
-        for source in _of_its_channels(node, model):
+        for source in _of_its_channels(node, model, streams):
             if root(source) is not root(node):
                 roots[root(source)] = root(node)
     groups = defaultdict(dict)
@@ -51,17 +52,23 @@ def meeting(model, names):
     return [list(group) for group in groups.values() if len(group) > 1]
 
 
-def _of_its_channels(node, model):
-    """The inputs of a node whose channel k its own channel k is made of: those of a product without its gates."""
+def _of_its_channels(node, model, streams):
+    """The inputs of a node whose channel k its own channel k is made of; of a product those that are no gates.
+
+    `streams` are the nodes that a layer leads to: a product's factors that are none, such as masks and layer scales,
+    and sizes or slopes that a call is given, are no streams of channels.
+    """
     if is_call(node, PRODUCTS):
-        return [source for source in node.all_input_nodes if not _is_gate(source, node)]
-    return node.all_input_nodes if _keeps_channels(node, model) else ()
+        factors = [source for source in node.all_input_nodes if source in streams]
+        return [source for source in factors if not _is_computed_from(source, set(factors) - {source})]
+    if is_call(node, ADDITIONS):
+        return [source for source in node.all_input_nodes if source in streams or source.op == "placeholder"]
+    return node.all_input_nodes[:1] if _keeps_channels(node, model) else ()
 
 
-def _is_gate(source, product):
-    """Whether a factor is a parameter, such as a layer scale, or computed from another factor of the product."""
-    others = {factor for factor in product.all_input_nodes if factor is not source}
-    seen, ahead = set(), [source]
+def _is_computed_from(node, others):
+    """Whether any of some other nodes leads to a node, as a map to the gate that is computed from it."""
+    seen, ahead = set(), [node]
     while ahead:
         node = ahead.pop()
         if node in others:
@@ -69,12 +76,22 @@ def _is_gate(source, product):
         if node not in seen:
             seen.add(node)
             ahead += node.all_input_nodes
-    return source.op == "get_attr"
+    return False
 
 
 def _keeps_channels(node, model):
-    """Whether channel k of a node is made of channel k of its inputs."""
+    """Whether channel k of a node is made of channel k of what it reads first."""
     module = model.get_submodule(node.target) if node.op == "call_module" else None
     if isinstance(module, LAYERS):
         return is_depthwise(module)
-    return isinstance(module, KEEPING_MODULES) or is_call(node, ADDITIONS + KEEPING_CALLS, PASSING_NAMES)
+    return isinstance(module, KEEPING_MODULES) or is_call(node, KEEPING_CALLS, PASSING_NAMES)
+
+
+def _led_to(graph, model):
+    """The nodes of a graph that a layer's output goes into, and the layers' own."""
+    found = set()
+    for node in graph.nodes:
+        layer = node.op == "call_module" and isinstance(model.get_submodule(node.target), LAYERS)
+        if layer or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found

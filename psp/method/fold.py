@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
 from psp.method.choose import check_network, traced
-from psp.method.pruners import affine, originals, parametrizations, scaled_normalizations
+from psp.method.pruners import affine, check_together, originals, parametrizations, scaled_normalizations
 
 
 @torch.no_grad()
@@ -18,9 +18,10 @@ def fold(model):
     Where α stands on γ and β of a normalization it is written into these, and the filters that it prunes become zero,
     too, unless `forward` uses them for something else. Outputs stay the same. Other parametrizations on the same weight
     are folded with it; a weight that several modules of the model share becomes each one's own. Raises ConfigError for
-    what is no nn.Module.
+    what is no nn.Module, and for a part of a network whose α are of another part, or was replaced.
     """
     check_network(model)
+    check_together(model)
     holding, used = holders(model), weights_read(model)
     for norm in scaled_normalizations(model).values():
         for name in affine(norm):

@@ -41,14 +41,17 @@ def leading(scale):
 
 
 def scaled_normalizations(model):
-    """{name: normalization} of those whose γ and β the α of layers multiply.
+    """{name: normalization} of those whose γ and β the α of layers multiply."""
+    return {name: norm for name, norm in model.named_modules() if scaling_of(norm) is not None}
 
-    Raises ConfigError where these are of layers that `model` does not hold, or layers' of normalizations that it does
-    not: for one that was replaced, or copied by itself, since.
+
+def check_together(model):
+    """Raise ConfigError where `model` holds the normalizations that the α of a layer multiply without it, or it alone.
+
+    So it is of a part of a network, and where a module was replaced, or copied by itself, since.
     """
-    found = {name: norm for name, norm in model.named_modules() if scaling_of(norm) is not None}
     own, placed, apart = {id(module) for module in model.modules()}, set(), []
-    for name, norm in found.items():
+    for name, norm in scaled_normalizations(model).items():
         scales = scaling_of(norm).scales()
         placed |= {id(leading(scale)) for scale in scales}
         apart += [name] if any(id(scale) not in own for scale in scales) else []
@@ -56,12 +59,12 @@ def scaled_normalizations(model):
         if layer._modules.get("structure") is pruner and id(leading(pruner)) in own - placed:
             apart.append(name)
     if apart:
+        named = ", ".join(repr(name) if name else type(model).__name__ for name in apart)
         raise ConfigError(
-            f"the α at {', '.join(apart)} are of a layer and a normalization of which only one is part of this "
+            f"the α at {named} are of a layer and a normalization of which only one is part of this "
             f"{type(model).__name__}: give the network as a whole; replace modules before psp.parameterize, and copy "
             "none by itself"
         )
-    return found
 
 
 def affine(norm):

@@ -11,6 +11,8 @@ PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropo
 PASSING_MODULES += (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 PASSING_MODULES += (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
 PASSING_MODULES += (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
+PASSING_MODULES += (nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d)
+PASSING_MODULES += (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 PASSING_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.leaky_relu, F.prelu, F.rrelu)
@@ -30,20 +32,11 @@ BY_IMAGE_CALLS = (F.group_norm, F.layer_norm, F.rms_norm)
 # What only moves a layer's values about.
 MOVING_CALLS = (torch.permute, torch.transpose, "permute", "transpose")
 CONCATENATIONS = (torch.cat, torch.concat)
-# What a layer's values may be brought into another form by, in which a normalization still hides their α.
-RESHAPING_MODULES = (nn.Flatten, nn.Unflatten)
-RESHAPING_CALLS = (
-    torch.flatten,
-    torch.reshape,
-    torch.squeeze,
-    torch.mean,
-    F.pad,
-    "flatten",
-    "view",
-    "reshape",
-    "squeeze",
-)
-RESHAPING_CALLS += ("mean", *MOVING_CALLS, *CONCATENATIONS)
+# What brings a layer's values into another form, in which a normalization of each channel still hides their α.
+RESHAPING_MODULES = (nn.Flatten,)
+RESHAPING_CALLS = (torch.flatten, "flatten", F.pad)
+MEANS = (torch.mean, "mean")
+VIEWS = (torch.reshape, "view", "reshape", torch.squeeze, "squeeze")  # in which the α of a whole layer are
 
 
 def output_channels(layer):
@@ -80,6 +73,12 @@ def _parts(concatenation):
     return concatenation.args[0] if concatenation.args else concatenation.kwargs["tensors"]
 
 
+def _axes_of(node):
+    """The axes that a mean or a concatenation is along, the first one where it names none."""
+    axes = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
+
+
 class Walk:
     """The walk from one layer; of a `whole` one with all of its α, otherwise with those of its channels."""
 
@@ -88,6 +87,7 @@ class Walk:
         self.whole = whole
         self.count = output_channels(layer)
         self.linear = isinstance(layer, nn.Linear)  # its features may lie on another axis than others look at
+        self.axes = layer.weight.ndim  # of what it puts out
 
     def targets(self, layer):
         """(node, first, count) of each normalization that can hide the α of `layer`, a node, from the loss.
@@ -116,8 +116,14 @@ class Walk:
 
     def _carries(self, node):
         """Whether a layer's values come out of a node as a normalization would hide their α, in whatever form."""
-        reshapes = isinstance(self._module(node), RESHAPING_MODULES) or is_call(node, RESHAPING_CALLS)
-        return reshapes or self._passes(node, None)
+        if isinstance(self._module(node), RESHAPING_MODULES) or is_call(node, RESHAPING_CALLS):
+            return True
+        if is_call(node, MEANS):
+            return self.whole or not {0, 1, -self.axes, 1 - self.axes}.intersection(_axes_of(node))
+        if is_call(node, CONCATENATIONS):
+            return _axes_of(node)[0] in (1, 1 - self.axes)
+        moved = is_call(node, MOVING_CALLS) and (self.whole or self.linear)
+        return moved or (self.whole and is_call(node, VIEWS)) or self._passes(node, None)
 
     def _hides(self, node, joined):
         if joined:

@@ -119,6 +119,8 @@ def own_device(device=None):
             torch.ones(1, device=device).item()
         except Exception as error:  # each kind of device raises its own
             raise ConfigError(f"device {str(device)!r} is not here: {in_short(error)}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {str(device)!r} is not here: torch finds {torch.cuda.device_count()} GPUs")
     if device.type == "cuda" and device.index is None and distributed.is_torchelastic_launched():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)

@@ -195,3 +195,23 @@ def test_a_linear_layer_behind_a_flattening_loses_what_is_pruned_but_behind_a_vi
     assert said is (left == 8)
     if left == 8:
         assert difference(net, smaller, images(16)) < 1e-13
+
+
+def test_the_steps_of_a_sequence_beside_images_are_tried():
+    """A text and an image, of which the text is another function when it is longer."""
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.words = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Embedding(9, 4)
+
+        def forward(self, x, words):
+            y = self.words(words).mean(1)
+            y = 2 * y if words.shape[1] > 7 else y
+            return self.b(self.a(x).relu()).mean((2, 3)) + y
+
+    torch.manual_seed(0)
+    net = prune_channels(Both().double(), a=[1, 2, 5])
+    smaller = psp.extract(net, (images(12), torch.arange(14).view(2, 7) % 9))
+    with pytest.raises(ExtractError, match="extract it again with such an example"):
+        smaller(images(12), torch.arange(16).view(2, 8) % 9)

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import psp
+from psp.errors import KernelError
 from psp.kernels.spread import Spread, SpreadWeight, spread
 from psp.kernels.transposed import ColumnSparseConvTranspose2d
 
@@ -254,4 +255,58 @@ def test_flattening_by_a_number(flattened):
             return self.fc(flattened(x))
 
     net, x = Net().eval(), torch.randn(3, 4, 6, 6)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+IN_PLACE = {
+    "a module": lambda self, y: self.relu(y),
+    "a method": lambda self, y: y.add_(1.0),
+    "a function": lambda self, y: F.relu(y, inplace=True),
+    "a function of torch's": lambda self, y: torch.relu_(y),
+}
+
+
+@pytest.mark.parametrize("statement", IN_PLACE)
+def test_a_statement_that_writes_into_a_map_counts(statement):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.relu = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.ReLU(inplace=True)
+
+        def forward(self, x):
+            y = self.a(x)
+            IN_PLACE[statement](self, y)
+            return self.b(y)
+
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(3, 3, 9, 7)
+    assert error(net, freeze(net, x), x) < 1e-5
+
+
+@pytest.mark.parametrize("factor", [lambda x: 1 + x.abs().max().item(), lambda x: 1 + x.size(0) // 3])
+def test_what_is_computed_of_pixels_or_of_the_batch_is_no_number(factor):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.a(x) * factor(x)
+
+    with pytest.raises(KernelError):
+        freeze(Net().eval(), torch.randn(3, 3, 9, 7))
+
+
+def test_differences_of_maps():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            first, second = self.a(x), self.b(x).relu()
+            return (first - second) - (first.relu() - 0.5 * second) / 2
+
+    torch.manual_seed(0)
+    net, x = Net().eval(), torch.randn(3, 3, 9, 7)
     assert error(net, freeze(net, x), x) < 1e-5

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from networks import difference, network
+from torch.nn import functional as F
 
 import psp
 from psp.errors import ConfigError
@@ -169,3 +170,31 @@ def test_stochastic_depth_does_not_end_a_stream():
     groups = meeting(net, layers)
     assert ["features.2.0.block.3.0", "features.2.1.block.3.0"] in groups
     assert not any("fc" in name for group in groups for name in group), "gates keep their channels"
+
+
+def one_size(self, x, y):
+    """Two maps brought to the size of a third, side by side: sizes are no stream."""
+    size = x.shape[-2:]
+    return torch.cat([F.interpolate(self.a(y), size=size), F.interpolate(self.b(y), size=size)], 1) * size[0] ** -0.5
+
+
+def one_mask(self, x, y):
+    """Two streams behind one mask, which is no stream either."""
+    mask = (y > 0).float()
+    x = self.a(x) * mask
+    x = x + self.b(x * mask).relu() * mask
+    z = self.c(x) * mask
+    return z + self.d(z * mask).relu() * mask
+
+
+@pytest.mark.parametrize(("forward", "streams"), [(one_size, []), (one_mask, [["a", "b"], ["c", "d"]])])
+def test_sizes_and_masks_join_no_streams(forward, streams):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (torch.nn.Conv2d(6, 6, 3, padding=1) for _ in range(4))
+
+        def forward(self, x, y):
+            return forward(self, x, y)
+
+    assert meeting(Net(), ["a", "b", "c", "d"]) == streams

@@ -634,6 +634,11 @@ BETWEEN = {
     "concatenation": lambda h, x: torch.cat([x, h], 1),
     "concatenation, negative axis": lambda h, x: torch.cat([h, x], -3),
     "sigmoid": lambda h, x: torch.sigmoid(h),
+    "mean of channels": lambda h, x: h.mean(1, keepdim=True),
+    "shuffled": lambda h, x: h.reshape(8, 2, 2, 5, 5).transpose(1, 2).reshape(8, 2, 10, 5),
+    "pixels first": lambda h, x: h.flatten(2).transpose(1, 2),
+    "images side by side": lambda h, x: torch.cat([h, x], 0),
+    "pixels side by side": lambda h, x: torch.cat([h, x], 2),
 }
 
 
@@ -647,7 +652,7 @@ def test_every_alpha_is_seen_or_warned_of(between, structure, recwarn):
 
     def forward(self, x):
         y = self.norm(BETWEEN[between](self.conv(x), x))
-        return y.flatten(1).sum(1) + x.flatten(1).sum(1) + y.flatten(1).square().sum(1)
+        return torch.cat([y.flatten(), x.flatten()])
 
     net = Call(forward, conv=nn.Conv2d(4, 4, 3, padding=1, bias=False), norm=norm).double()
     nn.init.normal_(net.norm.weight)
@@ -668,10 +673,16 @@ def test_what_is_replaced_or_copied_by_itself_is_named():
     replaced[0] = nn.Conv2d(3, 4, 1)
     twin = nn.Sequential(*(copy.deepcopy(part) for part in fresh()))
     x = torch.randn(2, 3, 4, 4)
-    for net, names in ((replaced, "1"), (twin, "1, 0"), (fresh()[:1], "0"), (fresh()[1:], "1")):
-        with pytest.raises(ConfigError, match=f"the α at {names} are of a layer and a normalization of which only one"):
-            psp.param_groups(net)
-        with pytest.raises(ConfigError, match=f"the α at {names} are of a layer"):
+    for net, names in (
+        (replaced, "'1'"),
+        (twin, "'1', '0'"),
+        (fresh()[:1], "'0'"),
+        (fresh()[0], "ParametrizedConv2d|Conv2d"),
+    ):
+        with pytest.raises(
+            ConfigError, match=f"the α at ({names}) are of a layer and a normalization of which only one"
+        ):
             psp.fold(net)
+    assert psp.param_groups(fresh()[1:])[0]["params"], "groups are made of parts, too: γ and β decay"
     whole = copy.deepcopy(fresh())
     torch.testing.assert_close(psp.fold(copy.deepcopy(whole))(x), whole(x))

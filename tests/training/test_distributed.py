@@ -261,13 +261,18 @@ def test_a_device_that_is_asked_for_is_never_replaced(monkeypatch):
         with pytest.raises(ConfigError, match=message):
             own_device(device)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert own_device().type == "cuda"
+    assert own_device(1) == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="device 'cuda:2' is not here: torch finds 2 GPUs"):
+        own_device("cuda:2")
     assert own_device("cpu") == torch.device("cpu")
 
 
 def test_a_process_of_torchrun_has_the_gpu_of_its_own_rank(monkeypatch):
     chosen = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "3")
