@@ -167,7 +167,8 @@ def test_columns_of_one_and_three_axes_are_taken_out(axes, kind, stride, padding
     alpha[:, [0, -1]], alpha[:, 1] = 1.0, 0.0
     x = maps(axes, first=8)
     smaller = psp.extract(net, x)
-    assert difference(net, smaller, maps(axes, first=7, batch=1)) < 1e-13
+    # Several, so that not all outputs are cut off by ReLU.
+    assert difference(net, smaller, maps(axes, first=7, batch=9)) < 1e-13
     if psp.sparsity(net).weights > 0.2:
         assert kind in [type(module) for module in smaller.modules()]
         assert psp.cost(smaller, x) == psp.cost(net, x)
