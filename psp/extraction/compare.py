@@ -40,25 +40,21 @@ def compare(outputs, expected):
             )
 
 
-def have_types(network, examples):
-    """Whether a network runs on examples, as of `taken`, to outputs of the same types and on the same devices."""
+def in_same_types(network, examples):
+    """Pairs of a network's outputs and the masked one's for examples, as of `taken`; None where their types differ."""
+    pairs = []
     for values, expected in examples:
         try:
-            pairs = list(zip(_tensors(network.forward(*values)), _tensors(expected), strict=True))
+            pairs += zip(_tensors(network.forward(*values)), _tensors(expected), strict=True)
         except Exception:  # whatever an operation raises on a type that it is not for
-            return False
-        if any((ours.dtype, ours.device) != (theirs.dtype, theirs.device) for ours, theirs in pairs):
-            return False
-    return True
+            return None
+    same = all((ours.dtype, ours.device) == (theirs.dtype, theirs.device) for ours, theirs in pairs)
+    return pairs if same else None
 
 
-def agree_roughly(network, examples):
-    """Whether a network's outputs for examples, as of `taken`, are within `ROUNDED` of the masked one's."""
-    for values, expected in examples:
-        for ours, theirs in zip(_tensors(network.forward(*values)), _tensors(expected), strict=True):
-            if theirs.dtype in ROUNDED and not _agree(ours, theirs, ROUNDED[theirs.dtype]):
-                return False
-    return True
+def rounding_apart(ours, theirs):
+    """Whether two outputs of one type are no further apart than `ROUNDED`, which not all types have."""
+    return theirs.dtype not in ROUNDED or _agree(ours, theirs, ROUNDED[theirs.dtype])
 
 
 def distance(ours, theirs):

@@ -75,9 +75,13 @@ def other_sizes(inputs):
     N×tokens; and of whatever else axis 1 is.
     """
     ways = [(axes, length) for axes in (_space, _steps, _second) for length in (_one_more, _half)]
+    tried = [tuple(x.shape for x in inputs)]
     for axes, length in (*ways, (_height, _one_more), (_width, _one_more)):
-        if any(axes(x) for x in inputs):
-            yield tuple(_resized(x, axes(x), length) for x in inputs)
+        others = tuple(_resized(x, axes(x), length) for x in inputs)
+        shapes = tuple(x.shape for x in others)
+        if shapes not in tried:
+            tried.append(shapes)
+            yield others
 
 
 def twice_the_size(inputs):

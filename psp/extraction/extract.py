@@ -24,13 +24,13 @@ from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
 from psp.extraction.compare import (
-    agree_roughly,
     beside,
     check_batch,
     check_finite,
     compare,
     disagreement,
-    have_types,
+    in_same_types,
+    rounding_apart,
     taken,
 )
 from psp.extraction.cost import left_parameters
@@ -46,16 +46,12 @@ from psp.extraction.shapes import find_flattens, find_shapes, fix_size
 from psp.extraction.storage import store_nonzero
 from psp.extraction.tied import tie
 from psp.extraction.trace import trace
+from psp.method import choose
 from psp.method.fold import fold
 from psp.method.pruners import parametrizations
 
-# What wraps a network, and the attribute that is the network itself.
-WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "AveragedModel": "module",
-    "OptimizedModule": "_orig_mod",  # of torch.compile
-}
+# Weights' averages wrap a network, too, whose own psp.parameterize may be given.
+WRAPPERS = {**choose.WRAPPERS, "AveragedModel": "module"}
 
 
 def extract(model, example_input):
@@ -157,14 +153,16 @@ def in_its_type(smaller, model, inputs):
         smaller = smaller.to(like.device, like.dtype)
         own = [x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for x in inputs]
         tried = taken(copied(model), [own])
-        if not have_types(smaller, tried):
+        pairs = in_same_types(smaller, tried)
+        if pairs is None:
             answer_for(smaller, {torch.float64: like.dtype, torch.device("cpu"): like.device})
-            if not have_types(smaller, tried):
+            pairs = in_same_types(smaller, tried)
+            if pairs is None:
                 raise ExtractError(
                     f"the smaller network does not give its outputs in the types of the masked one, in {like.dtype} on "
                     f"{like.device}: its forward names types or devices; let it take those of its input"
                 )
-        if not agree_roughly(smaller, tried):
+        if not all(rounding_apart(*pair) for pair in pairs):
             raise ExtractError(
                 f"the network's forward computes something else in {like.dtype} on {like.device} than in float64 on "
                 "the CPU, in which it is extracted: take what asks for a tensor's type or device out of it"

@@ -26,7 +26,13 @@ NORMALIZATIONS = BY_CHANNEL + BY_IMAGE
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
 PRODUCTS = (operator.mul, torch.mul, "mul")
-WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
+# What wraps a network to train or run it, and the attribute that is the network itself.
+WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "FullyShardedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",  # of torch.compile
+}
 
 
 def choose_structures(model, structure, skip=()):

@@ -22,8 +22,9 @@ def fold(model):
     """
     check_network(model)
     check_together(model)
-    holding, used = holders(model), weights_read(model)
-    for norm in scaled_normalizations(model).values():
+    holding, norms = holders(model), scaled_normalizations(model)
+    used = weights_read(model) if norms else set()
+    for norm in norms.values():
         for name in affine(norm):
             _make_plain(norm, name, holding)
     for name, (layer, pruner) in parametrizations(model).items():
@@ -64,11 +65,7 @@ def _zero(layer, kept, holding):
 def weights_read(model):
     """The names of parameters that the network's `forward` reads itself; its layers read theirs by being called."""
     try:
-        return (
-            {node.target for node in traced(model).nodes if node.op == "get_attr"}
-            if scaled_normalizations(model)
-            else set()
-        )
+        return {node.target for node in traced(model).nodes if node.op == "get_attr"}
     except ConfigError:  # cannot be traced: then no α stands on a normalization, unless the network was changed since
         return set()
 

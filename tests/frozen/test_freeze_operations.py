@@ -8,7 +8,7 @@ from cases import ACTIVATIONS, BATCHES, PADS, PAIRS, alone, bound, either_type, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import needs_c
-from networks import MOBILE, network, prune
+from networks import MOBILE, Call, network, prune
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -246,15 +246,8 @@ def test_questions_about_sizes_are_answered(n):
     "flattened", [lambda x: x.reshape(-1, 4 * 6 * 6), lambda x: torch.reshape(x, (x.size(0), 144))]
 )
 def test_flattening_by_a_number(flattened):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(144, 5)
-
-        def forward(self, x):
-            return self.fc(flattened(x))
-
-    net, x = Net().eval(), torch.randn(3, 4, 6, 6)
+    net = Call(lambda self, x: self.fc(flattened(x)), fc=nn.Linear(144, 5)).eval()
+    x = torch.randn(3, 4, 6, 6)
     assert error(net, freeze(net, x), x) < 1e-5
 
 
@@ -268,45 +261,29 @@ IN_PLACE = {
 
 @pytest.mark.parametrize("statement", IN_PLACE)
 def test_a_statement_that_writes_into_a_map_counts(statement):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.relu = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.ReLU(inplace=True)
-
-        def forward(self, x):
-            y = self.a(x)
-            IN_PLACE[statement](self, y)
-            return self.b(y)
+    def forward(self, x):
+        y = self.a(x)
+        IN_PLACE[statement](self, y)
+        return self.b(y)
 
     torch.manual_seed(0)
-    net, x = Net().eval(), torch.randn(3, 3, 9, 7)
+    net = Call(forward, a=nn.Conv2d(3, 8, 3), b=nn.Conv2d(8, 4, 3), relu=nn.ReLU(inplace=True)).eval()
+    x = torch.randn(3, 3, 9, 7)
     assert error(net, freeze(net, x), x) < 1e-5
 
 
 @pytest.mark.parametrize("factor", [lambda x: 1 + x.abs().max().item(), lambda x: 1 + x.size(0) // 3])
 def test_what_is_computed_of_pixels_or_of_the_batch_is_no_number(factor):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a = nn.Conv2d(3, 4, 3)
-
-        def forward(self, x):
-            return self.a(x) * factor(x)
-
+    net = Call(lambda self, x: self.a(x) * factor(x), a=nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(KernelError):
-        freeze(Net().eval(), torch.randn(3, 3, 9, 7))
+        freeze(net, torch.randn(3, 3, 9, 7))
 
 
 def test_differences_of_maps():
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
-
-        def forward(self, x):
-            first, second = self.a(x), self.b(x).relu()
-            return (first - second) - (first.relu() - 0.5 * second) / 2
+    def forward(self, x):
+        first, second = self.a(x), self.b(x).relu()
+        return (first - second) - (first.relu() - 0.5 * second) / 2
 
     torch.manual_seed(0)
-    net, x = Net().eval(), torch.randn(3, 3, 9, 7)
+    net, x = Call(forward, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(3, 4, 3)).eval(), torch.randn(3, 3, 9, 7)
     assert error(net, freeze(net, x), x) < 1e-5
