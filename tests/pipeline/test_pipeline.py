@@ -329,12 +329,12 @@ def test_a_command_hands_on_what_it_is_given(name, arguments, called, monkeypatc
 def test_a_figure_so_far_goes_into_a_folder_of_its_own(monkeypatch):
     done = []
     monkeypatch.setattr(pipeline, "execute", lambda *arguments: done.append(arguments))
-    said = pipeline.figure(load_profile("eighteen-epochs"), "figure_3", so_far=True)
+    said = pipeline.figure(load_profile("laptop"), "figure_3", so_far=True)
     ((notebook, output, parameters),) = done
-    folder = ROOT / "results" / "eighteen-epochs" / "so_far"
+    folder = ROOT / "results" / "laptop" / "so_far"
     assert (notebook, output) == ("figure_3_column_pruning", folder / "executed" / "figure_3.ipynb")
-    assert parameters == {"profile": "eighteen-epochs", "so_far": True, "output": str(folder)}
-    assert "results/eighteen-epochs/so_far/figures" in said
+    assert parameters == {"profile": "laptop", "so_far": True, "output": str(folder)}
+    assert "results/laptop/so_far/figures" in said
     with pytest.raises(SystemExit, match="--so-far is for figure_2 and figure_3; timing_tables needs all runs"):
         pipeline.main(["figure", "laptop", "timing_tables", "--so-far"])
 

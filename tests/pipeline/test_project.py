@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 from dataclasses import fields, replace
+from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from psp.runs.config import DECIDING, RunConfig, sources
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PIPELINES = ("demo", "laptop", "paper")  # with a dvc.yaml
-PROFILES = (*PIPELINES, "eighteen-epochs")
+PROFILES = (*PIPELINES, "next")
 FIGURE_STAGES = [*FIGURES, "cifar_table", "ilsvrc_table"]
 FIGURE_STAGES.remove("network_table")  # the command of both tables
 # Imported everywhere, and no number depends on it.
@@ -133,7 +134,8 @@ def test_the_list_of_stages_is_what_the_profile_says(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_is_complete(profile):
     loaded = load_profile(profile)
-    assert {config.method for config in loaded.runs.values()} == set(psp.runs.config.METHODS)
+    if profile in PIPELINES:
+        assert {config.method for config in loaded.runs.values()} == set(psp.runs.config.METHODS)
     for run, config in loaded.runs.items():
         assert run.startswith(config.method)
         assert run.endswith(f"-s{config.seed}")
@@ -197,30 +199,31 @@ def e_foldings(config, images=50_000):
     return config.structure_decay * rates / (1 - config.momentum)
 
 
-def test_table_cifar_has_the_same_e_foldings_in_the_laptop_and_the_paper_profile():
-    """Of columns and shapes; the laptop profile's channels and layers have α on weights, where another λ prunes."""
-    found = {"column": [], "shape": []}
-    for profile in map(load_profile, ("laptop", "laptop/cifar", "paper/cifar")):
-        for config in map(profile.config, profile.timing.runs):
-            found.get(config.structure, []).append(e_foldings(config))
-    for values in found.values():
-        assert len(values) == 7
-        assert values == pytest.approx([values[0]] * len(values), rel=0.02)
+def trial(name):
+    return RunConfig.of(json.loads((ROOT / "results" / "trials" / f"{name}.json").read_text())["config"])
 
 
 @pytest.mark.parametrize(
-    ("structure", "model", "trial"),
+    ("structure", "network", "name"),
     [
-        ("channel", "", "channel-3e-3-12-epochs"),
-        ("layer", "resnet", "layer-5e-2-eps035-12-epochs"),
-        ("layer", "densenet", "densenet16-layer-1e-2-eps035-3-epochs"),
+        ("column", "resnet56-cifar100", "cifar100-wd-5e-4-eps03-12-epochs"),
+        ("column", "densenet40-*", "densenet16-wd-1e-3-eps03-12-epochs"),
+        ("channel", "resnet56-cifar10", "channel-3e-3-12-epochs"),
+        ("channel", "resnet56-cifar100", "cifar100-channel-1e-3-12-epochs"),
+        ("channel", "densenet40-*", "densenet16-channel-5e-3-12-epochs"),
+        ("channel", "*-ilsvrc2012", "channel-3e-3-12-epochs"),
+        ("shape", "*", "shape-3e-2-12-epochs"),
+        ("layer", "resnet*", "layer-5e-2-eps035-12-epochs"),
+        ("layer", "densenet*", "densenet16-layer-1e-2-eps035-3-epochs"),
     ],
 )
-def test_channels_and_layers_of_the_paper_profile_are_decayed_as_in_trials(structure, model, trial):
-    tried = RunConfig.of(json.loads((ROOT / "results" / "trials" / f"{trial}.json").read_text())["config"])
-    profiles = map(load_profile, ("paper", "paper/cifar", "paper/ilsvrc"))
-    runs = [c for p in profiles for c in p.runs.values() if c.structure == structure and c.model.startswith(model)]
-    assert {c.dataset for c in runs} == {"cifar10", "cifar100", "ilsvrc2012"}
+def test_structures_of_the_paper_profile_are_decayed_as_in_trials(structure, network, name):
+    """Figure 3's columns are a sweep, and those on ILSVRC2012 have the ε of Imagenette's."""
+    tried = trial(name)
+    parts = map(load_profile, ("paper", "paper/cifar", "paper/ilsvrc"))
+    runs = [c for p in parts for c in p.runs.values() if c.structure == structure]
+    runs = [c for c in runs if c.method == "psp_weight_decay" and fnmatch(f"{c.model}-{c.dataset}", network)]
+    assert runs
     for config in runs:
         images = 1_281_167 if config.dataset == "ilsvrc2012" else 50_000
         assert e_foldings(config, images) == pytest.approx(e_foldings(tried, 45_000), rel=0.02)
@@ -237,13 +240,13 @@ def test_every_run_of_table_cifar_can_have_its_structures(profile):
         assert set(parametrizations(model)) == set(layers) - whole
 
 
-def test_the_table_at_eighteen_epochs_has_the_settings_that_the_rule_takes_among_the_trials():
+def test_table_cifar_has_the_settings_that_the_rule_takes_among_the_trials():
     """Those of one run each: Figure 3's columns are a sweep, and of single weights there are no trials."""
     rule = chosen(trials_table(read_trials(ROOT / "results" / "trials")), epochs=12)
     trials = {(row.dataset, row.network, row.structure): row for row in rule.itertuples()}
-    main, section = load_profile("eighteen-epochs"), load_profile("eighteen-epochs/cifar")
+    main, *others = map(load_profile, ("laptop", "laptop/cifar", "next"))
     runs = [c for c in main.runs.values() if c.structure not in ("column", "weight")]
-    runs += [c for c in section.runs.values() if c.method != "baseline"]
+    runs += [c for section in others for c in section.runs.values() if c.method != "baseline"]
     structures = {(c.dataset, c.model, c.structure) for c in runs}
     assert len(structures) == 8
     for config in runs:
@@ -253,9 +256,7 @@ def test_the_table_at_eighteen_epochs_has_the_settings_that_the_rule_takes_among
         assert e_foldings(config) == pytest.approx(e_foldings(tried, images=45_000))
 
 
-@pytest.mark.parametrize(
-    ("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 1, 3), ("eighteen-epochs", 16, 4), ("paper", 100, 6)]
-)
+@pytest.mark.parametrize(("profile", "epochs", "least"), [("demo", 1, 2), ("laptop", 16, 4), ("paper", 100, 6)])
 def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least):
     runs = load_profile(profile).runs.values()
     assert len({(c.epochs, c.batch_size, c.learning_rate, c.weight_decay, c.model, c.dataset) for c in runs}) == 1
@@ -265,9 +266,7 @@ def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least)
 
 
 def test_an_unknown_profile_and_run_are_named():
-    with pytest.raises(
-        ConfigError, match="unknown profile 'desktop'; choose one of demo, eighteen-epochs, laptop, paper"
-    ):
+    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, next, paper"):
         load_profile("desktop")
     with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the sections cifar, ilsvrc"):
         load_profile("demo/x")

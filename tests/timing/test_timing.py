@@ -80,7 +80,7 @@ def test_what_is_left_of_a_run_is_its_network_without_what_its_masks_prune():
 @pytest.mark.parametrize("run", ["baseline-s0", "l1_norm-80-s0", "psp_weight_decay-13e-4-s0"])
 def test_the_cost_that_is_left_of_pruned_columns_counted_from_their_masks(run):
     """A filter of a block is gone where the block's second convolution reads nothing of it; nothing else is."""
-    profile = load_profile("eighteen-epochs")
+    profile = load_profile("laptop")
     record = read_record(profile.record_path(run))
     network = trained_masks(profile.config(run), 10, record)
     macs = 27 * 16 * 32**2 + 640
@@ -199,7 +199,7 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
     assert isinstance(summary_table(made, {"unavailable": NO_GPU}, 4), pd.DataFrame)
 
 
-PROFILES = [part for name in ("demo", "laptop", "eighteen-epochs", "paper") for part in with_sections(name)]
+PROFILES = [part for name in ("demo", "laptop", "next", "paper") for part in with_sections(name)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
