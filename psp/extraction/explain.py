@@ -7,7 +7,7 @@ from torch import fx, nn
 from psp.errors import ExtractError
 from psp.extraction.graph import CONVOLUTION, describe
 from psp.extraction.names import free_name
-from psp.extraction.ops import Op
+from psp.extraction.ops import Op, Pad
 from psp.extraction.parts import is_part
 from psp.extraction.shapes import FLATTENS
 from psp.kernels.spread import SpreadConvolution, SpreadLinear, SpreadWeight
@@ -149,7 +149,9 @@ def _cut_off(node, traced):
     for user in _behind(node, lambda user: not _ends(user)):
         module = traced.get_submodule(user.target) if user.op == "call_module" else None
         zeros = type(module) in CONVOLUTION and module.padding_mode == "zeros"
-        if zeros and any(module._reversed_padding_repeated_twice):
+        pads = user.meta["op"]
+        beside = isinstance(pads, Pad) and any(pads.space) and pads.fill == 0
+        if beside or (zeros and any(module._reversed_padding_repeated_twice)):
             return user
     return None
 

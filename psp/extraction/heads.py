@@ -19,7 +19,7 @@ def drop_heads(model, inputs):
     """(the network without the heads that are gone, names of the projections whose blocks keep them all the same).
 
     The first is `model` itself where all heads are read. A block is replaced only if on what it is given on the example
-    the smaller one puts out the same.
+    the smaller one puts out the same, but for the attention weights of all heads, if nothing reads these.
     """
     pruned = {name: block for name, block in projections(model).items() if block.name and _unread(model, name, block)}
     if not pruned:
@@ -28,7 +28,7 @@ def drop_heads(model, inputs):
     for projection, (name, heads) in pruned.items():
         kept = read_heads(model.get_submodule(projection), heads)
         block = None if _is_torchs(model, name) else without(model.get_submodule(name), kept)
-        if block is not None and seen[name] and all(_is_same(block.eval(), *call) for call in seen[name]):
+        if block is not None and _stands_for(block.eval(), model, name, seen[name], inputs):
             smaller.set_submodule(name, block)
         else:
             whole.add(projection)
@@ -82,6 +82,34 @@ def without(block, heads):
             own = parameter.detach().index_select(axes[0], torch.tensor(heads))
             setattr(smaller, name, nn.Parameter(own))
     return smaller
+
+
+def _stands_for(block, model, name, shown, inputs):
+    """Whether a smaller block does what that of this name did in all calls that were `shown`, as of `calls`."""
+    if isinstance(block, KeptHeads) and any(output[1] is not None for *_, output in shown):
+        if _reads_weights(model, name, inputs):
+            return False
+        shown = [(args, kwargs, output[:1]) for args, kwargs, output in shown]
+    return bool(shown) and all(_is_same(block, *call) for call in shown)
+
+
+def _reads_weights(model, name, inputs):
+    """Whether what a network puts out depends on the attention weights that its block of this name puts out, too."""
+
+    def with_weights(number):
+        def put(_, args, kwargs, output):
+            return output[0], None if output[1] is None else torch.full_like(output[1], number)
+
+        with hooked([(model.get_submodule(name), put)]):
+            return model(*(x.clone() for x in inputs))
+
+    try:
+        first, *others = map(with_weights, (0.0, 1.0, torch.nan))
+        for other in others:
+            compare(other, first)
+        return False
+    except Exception:  # whatever code may raise that meets such weights
+        return True
 
 
 def _is_same(block, args, kwargs, output):

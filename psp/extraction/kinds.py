@@ -6,14 +6,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, TRANSPOSED, calls
+from psp.extraction.graph import CONVOLUTION, TRANSPOSED, calls
 from psp.extraction.groups import Grouped
 from psp.extraction.layers import Weighted, channel_axis
+from psp.extraction.norms import NORMS, normalization
 from psp.extraction.ops import (
     Concatenate,
     Flatten,
     Input,
-    Norm,
     Op,
     Pad,
     Pointwise,
@@ -117,8 +117,8 @@ def _module_op(node, module, times):
         return Op(node)
     if kind is nn.PReLU:
         return Pointwise(node, module) if len(module.weight) == 1 else Slopes(node, module) if times == 1 else Op(node)
-    if kind in BATCHNORM:
-        return Norm(node, module) if times == 1 and module.running_mean is not None else Op(node)
+    if kind in NORMS:
+        return normalization(node, module) if times == 1 else Op(node)
     if kind in UPSAMPLINGS or (kind in KEEPING and axes == _axes(kind.__name__)):
         return Unary(node)
     if kind in AVERAGE_POOLS and axes == _axes(kind.__name__):

@@ -1,9 +1,11 @@
-"""Names of submodules that a torch.fx.GraphModule needs for itself: code, graph, meta and the like.
+"""Names of submodules that a graph cannot call: code, graph, meta and the like, which torch.fx.GraphModule needs for
+itself, and keywords of Python, such as the key "in" of an nn.ModuleDict.
 
-A graph cannot have modules that are called so. In a traced network they have "_" behind their name.
+In a traced network they have "_" behind their name.
 """
 
-import copy
+from keyword import iskeyword
+from operator import attrgetter
 
 from torch import fx, nn
 
@@ -13,26 +15,30 @@ TAKEN = set(dir(fx.GraphModule(nn.Module(), fx.Graph()))) - set(dir(nn.Module())
 
 
 def free_name(name):
-    """What a module of a network, `name` there, is called in its graph: code_.0 for code.0."""
-    first, dot, rest = name.partition(".")
-    return f"{first}_{dot}{rest}" if first in TAKEN else name
+    """What a module of a network, `name` there, is called in its graph: code_.0 for code.0, heads.in_ for heads.in."""
+    first, *others = name.split(".")
+    others = [f"{part}_" if iskeyword(part) else part for part in others]
+    return ".".join([f"{first}_" if first in TAKEN or iskeyword(first) else first, *others])
 
 
 def check_names(model):
     """Raise ExtractError for a name in `model` that its graph cannot have, or that `free_name` would give twice."""
-    tensors = model._parameters.keys() | model._buffers.keys()
-    twice = {name for name in model._modules if name in TAKEN and hasattr(model, free_name(name))}
-    for name in sorted(TAKEN & tensors | twice):
+    tensors = {name for name in model._parameters.keys() | model._buffers.keys() if free_name(name) != name}
+    modules = dict(model.named_modules())
+    twice = {name for name in modules if free_name(name) != name and free_name(name) in modules}
+    for name in sorted(tensors | twice):
         raise ExtractError(f"torch.fx needs the name {name!r} of {type(model).__name__} for itself: call it otherwise")
 
 
 def renamed(model, graph):
-    """`model`, which has passed `check_names`, with free names; `graph` is made to call its submodules by these."""
-    if not TAKEN & model._modules.keys():
+    """`model`, which has passed `check_names`, as what a GraphModule of `graph` is made of.
+
+    Where names have to be free ones it is what the nodes need, by these names, which the nodes then have, too.
+    """
+    nodes = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    if all(free_name(node.target) == node.target for node in nodes):
         return model
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = free_name(node.target)
-    other = copy.copy(model)  # that of the caller stays as it is; the submodules are shared
-    other._modules = {free_name(name): module for name, module in model._modules.items()}
-    return other
+    held = {free_name(node.target): attrgetter(node.target)(model) for node in nodes}
+    for node in nodes:
+        node.target = free_name(node.target)
+    return held

@@ -89,18 +89,6 @@ class Pointwise(Unary):
         return self.node.target(*args, **kwargs).flatten()
 
 
-class Norm(Pointwise):
-    """Batch normalization in evaluation that follows no convolution: one affine function per channel."""
-
-    def emit(self, builder, wanted):
-        x, carried = builder.about(self.read, wanted)
-        smaller = type(self.module)(int(carried.sum()), eps=self.module.eps, affine=self.module.affine)
-        smaller.to(torch.float64).load_state_dict(
-            {name: t if t.ndim == 0 else t[carried] for name, t in self.module.state_dict().items()}
-        )
-        return builder.insert(self.node.target, smaller.eval(), x), carried
-
-
 class Slopes(Pointwise):
     """nn.PReLU with a slope for each channel."""
 

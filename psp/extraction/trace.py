@@ -5,19 +5,14 @@ the output. A submodule that cannot be followed becomes one opaque operation, wh
 """
 
 import inspect
-import traceback
 from collections import OrderedDict
-from pathlib import Path
 
-import torch
 from torch import fx
 
 from psp.errors import ExtractError
 from psp.extraction.answers import Answers, Asking
 from psp.extraction.names import check_names, renamed
-
-HERE = Path(__file__).parent
-TORCH = Path(torch.__file__).parent
+from psp.method.choose import as_it_is, line_of
 
 
 class Tracer(fx.Tracer):
@@ -107,8 +102,9 @@ def trace(model, inputs=None):
     while True:
         tracer = Tracer(answers, opaque, by_example)
         try:
-            graph = _without(tracer.trace(model, dict(held.values()) or None), held)
+            graph = _without(tracer.trace(as_it_is(model), dict(held.values()) or None), held)
             network = fx.GraphModule(renamed(model, graph), _by_position(graph))
+            network.training = model.training
             network.meta["fixed"], network.meta["asked"] = bool(tracer.decided), tracer.asked
             return network
         except Exception as error:
@@ -118,7 +114,7 @@ def trace(model, inputs=None):
                 by_example = True
             else:
                 raise ExtractError(
-                    f"torch.fx cannot follow the forward of {type(model).__name__}{_line(error)}: {error}. "
+                    f"torch.fx cannot follow the forward of {type(model).__name__}{line_of(error)}: {error}. "
                     f"{_remedy(error)}"
                 ) from error
 
@@ -130,14 +126,6 @@ def _remedy(error):
     if isinstance(error, TypeError):  # a function of torch's own that does not take what stands for a number
         return "Make new tensors of those that are there, as by x.new_zeros(…), and move other code into a submodule"
     return "Move the code that depends on the data into a submodule of its own"
-
-
-def _line(error):
-    """Where in the user's code an error comes from: the innermost line that is neither torch's nor ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not Path(f.filename).is_relative_to(TORCH) and Path(f.filename).parent != HERE]
-    own = [f for f in own if Path(f.filename).is_file()]
-    return f" at {own[-1].filename}:{own[-1].lineno}, {own[-1].line!r}" if own else ""
 
 
 def _defaults(model, given):

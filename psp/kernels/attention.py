@@ -8,7 +8,7 @@ from psp.errors import ExtractError
 
 
 class KeptHeads(nn.Module):
-    """The output of an nn.MultiheadAttention of which only some heads are kept, without masks.
+    """The output of an nn.MultiheadAttention of which only some heads are kept, without the weights of all.
 
     Args:
         attention: an nn.MultiheadAttention with queries, keys and values of one length, and without `add_bias_kv`.
@@ -25,22 +25,34 @@ class KeptHeads(nn.Module):
         )
         self.out_proj = linear(attention.out_proj.weight[:, rows], attention.out_proj.bias)
 
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, **options):
+    def forward(self, query, key, value, key_padding_mask=None, need_weights=False, attn_mask=None, **options):
         """Three tensors N×tokens×features, or tokens×N×features as `batch_first` says, to (one of those, None).
 
-        Arguments as of nn.MultiheadAttention. Raises ExtractError for masks, and unless `need_weights` is False.
+        Arguments as of nn.MultiheadAttention, `key_padding_mask` N×tokens and `attn_mask` tokens×tokens; None stands in
+        place of the weights, whether they are asked for or not. Raises ExtractError for a mask of every head.
         """
-        if need_weights or key_padding_mask is not None or attn_mask is not None:
-            raise ExtractError("attention was extracted without masks, and without the weights of all its heads")
+        if attn_mask is not None and attn_mask.ndim != 2:
+            raise ExtractError("attention was extracted without some of its heads: a mask of each is one too many")
+        mask = None if attn_mask is None else _added(attn_mask, query)
+        if key_padding_mask is not None:
+            padding = _added(key_padding_mask, query)[:, None, None]
+            mask = padding if mask is None else mask + padding
         q, k, v = (layer(x) for layer, x in ((self.q, query), (self.k, key), (self.v, value)))
         if not self.batch_first:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        out = self.out_proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
 
     def extra_repr(self):
         return f"heads={self.heads}"
+
+
+def _added(mask, like):
+    """A mask as what is added to the products: −∞ where a boolean one is True."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, -torch.inf)
+    return mask.to(like.dtype)
 
 
 def _in_three(attention):

@@ -6,9 +6,12 @@ concatenation of a dense block: what the bypass carries must still get from the 
 
 import copy
 import operator
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import torch
 from torch import fx, nn
@@ -26,6 +29,8 @@ NORMALIZATIONS = BY_CHANNEL + BY_IMAGE
 # What only looks at a tensor's shape passes none of its values on.
 SHAPE_QUERIES = ("size", "dim", "shape", "numel")
 PRODUCTS = (operator.mul, torch.mul, "mul")
+# Folders of code that calls a network's when it is traced.
+NOT_THE_USERS = (Path(torch.__file__).parent, Path(__file__).parent, Path(__file__).parents[1] / "extraction")
 # What wraps a network to train or run it, and the attribute that is the network itself.
 WRAPPERS = {
     "DataParallel": "module",
@@ -176,11 +181,28 @@ def _layer_called(model, node):
 
 
 def traced(model, why="where α stands depends on what follows a layer"):
-    """The network's graph. Raises ConfigError, saying `why` it is needed, where torch.fx cannot trace it."""
+    """The network's graph, that of evaluation mode where training has code that torch.fx cannot trace.
+
+    Raises ConfigError, saying `why` it is needed and naming the line that is in the way, where that cannot be, either.
+    """
+    other = as_it_is(model)
     try:
-        return Tracer().trace(as_it_is(model))
+        return Tracer().trace(other)
     except Exception as error:  # whatever the model's forward raises when it meets a symbolic value
-        raise ConfigError(f"{why}, and torch.fx cannot trace {type(model).__name__} ({error})") from error
+        if model.training and other is not model:
+            with suppress(Exception):
+                return Tracer().trace(as_it_is(model).eval())
+        raise ConfigError(
+            f"{why}, and torch.fx cannot trace {type(model).__name__}{line_of(error)}: {error}"
+        ) from error
+
+
+def line_of(error):
+    """Where in the user's code an error of tracing comes from: the innermost line that is neither torch's nor ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not any(Path(f.filename).is_relative_to(folder) for folder in NOT_THE_USERS)]
+    own = [f for f in own if Path(f.filename).is_file()]
+    return f" at {own[-1].filename}:{own[-1].lineno}, {own[-1].line!r}" if own else ""
 
 
 class Tracer(fx.Tracer):

@@ -18,15 +18,11 @@ Where a dense block concatenates a layer's output and each reader normalizes it 
 readers.
 """
 
-import copy
 import warnings
 
-import torch
-from torch import nn
-from torch.nn.utils import parametrize
-
 from psp.errors import ConfigError
-from psp.method.choose import LAYERS, traced
+from psp.method.choose import traced
+from psp.method.tried import takes_scale_out
 from psp.method.walk import Walk
 
 
@@ -80,34 +76,6 @@ def sharing(places, structures):
             if leader != name:
                 followers[name] = leader
     return followers
-
-
-@torch.no_grad()
-def takes_scale_out(layer):
-    """Whether a layer of a class of its own normalizes its weight when it is called, so that a factor on it cancels.
-
-    Tried on a copy without its hooks, with random numbers that nobody else draws.
-    """
-    if type(layer) in LAYERS or parametrize.is_parametrized(layer):
-        return False
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            other = copy.deepcopy(layer).to("cpu", torch.float32).eval()
-            other.bias, other._forward_hooks, other._forward_pre_hooks = None, {}, {}
-            x, _ = torch.randn(input_shape(layer)), other.weight.normal_()
-            before = other(x)
-            other.weight.mul_(2)
-            return bool(before.any()) and torch.allclose(other(x), before, rtol=0.1)
-    except Exception:  # whatever a forward of its own may ask for
-        return False
-
-
-def input_shape(layer):
-    """The smallest batch that a convolution without padding or a linear layer takes."""
-    if isinstance(layer, nn.Linear):
-        return (1, layer.in_features)
-    return (1, layer.in_channels, *(1 + d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)))
 
 
 def _are_others(norms):

@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from psp.method.choose import BY_CHANNEL, LAYERS, NORMALIZATIONS, check_initialized, queries_shape
+from psp.method.tried import is_silenced_by_zeros
 
 # Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
 PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -173,7 +174,7 @@ class Walk:
         if isinstance(norm, NORMALIZATIONS) and norm.weight is not None:
             check_initialized(self.model, [node.target])
         hides = by_channel(norm) if self.whole and first is not None else self._hides_alpha(norm)
-        return hides and norm.weight is not None and norm.weight.ndim == 1
+        return hides and norm.weight is not None and norm.weight.ndim == 1 and is_silenced_by_zeros(norm)
 
     def _count(self, node, count):
         """How many channels α multiplies behind a node that passes it on, of `count` before it."""

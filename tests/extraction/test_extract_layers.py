@@ -274,16 +274,18 @@ def test_layers_of_a_transformer_that_is_not_followed_compute_without_zeros():
 def test_a_pruned_filter_that_leaves_its_bias_before_padding_is_explained():
     """A constant map is none any more where the next convolution pads it with zeros."""
 
-    def made(bias, padding):
+    def made(bias, padding, before=()):
         torch.manual_seed(0)
-        first = nn.Conv2d(3, 8, 3, padding=1, bias=bias)
-        net = nn.Sequential(first, nn.ReLU(), nn.Conv2d(8, 8, 3, padding=padding), nn.Flatten(), nn.LazyLinear(3))
+        first, second = nn.Conv2d(3, 8, 3, padding=1, bias=bias), nn.Conv2d(8, 8, 3, padding=padding)
+        net = nn.Sequential(first, nn.ReLU(), *before, second, nn.Flatten(), nn.LazyLinear(3))
         net(maps(2).float())
         if bias:
             nn.init.constant_(first.bias, 0.3)
         return psp.explain(psp.extract(prune_channels(net.double().eval(), **{"0": [1, 2, 5]}), maps(2))).layers[0]
 
     assert made(True, 1).why == "what it prunes leaves its bias, a constant that ends where layer '2' pads with zeros"
+    beside = made(True, 0, [nn.ZeroPad2d((2, 0, 0, 0))])
+    assert beside.why == "what it prunes leaves its bias, a constant that ends where layer '2' pads with zeros"
     assert [layer.left for layer in (made(False, 1), made(True, 0))] == [5 * 27] * 2
 
 

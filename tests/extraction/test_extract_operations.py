@@ -86,6 +86,11 @@ KNOWN = {
     "in place, read again": Call(lambda self, x: self.relu(x) - 2 * x, relu=nn.ReLU(inplace=True)),
     "gate": Call(gated),
     "normalization": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)),
+    "normalization of each image": nn.InstanceNorm2d(8),
+    "normalization of each image, and γ": nn.InstanceNorm2d(8, affine=True),
+    "normalization of each image, by running statistics": nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "a group for each channel": nn.GroupNorm(8, 8),
+    "normalization of each batch": nn.BatchNorm2d(8, track_running_stats=False),
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "convolution that reflects": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
     "contiguous": Call(lambda x: x.contiguous()),
@@ -155,6 +160,17 @@ def test_ends_of_a_network(name, between, last):
     assert difference(net, smaller, example()) < 1e-13
     if name not in ("linear per position", "several outputs"):
         assert smaller.conv1.out_channels in (5, 6)
+
+
+@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)])
+def test_channels_with_their_alpha_behind_statistics_of_the_input_go(norm):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
+    psp.parameterize(net, "channel", skip="3").eval()
+    psp.structure_parameters(net)["0"].data[:5] = 0.0
+    smaller = psp.extract(net, example())
+    assert difference(net, smaller, example()) < 1e-13
+    assert smaller.get_submodule("0").out_channels == len(smaller.get_submodule("1").weight) == 3
 
 
 def test_the_effect_of_a_constant_at_the_border_by_hand():

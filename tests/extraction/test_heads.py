@@ -1,6 +1,7 @@
 """Heads of attention blocks: pruned by structure "head", extracted, and gone with their queries, keys and values."""
 
 import copy
+from functools import partial
 
 import pytest
 import timm
@@ -46,7 +47,7 @@ class Blocks(nn.Module):
 
 
 ALONE = {"need_weights": False}
-CAUSAL = ALONE | {"attn_mask": torch.ones(5, 5, dtype=torch.bool).triu(1)}
+EACH = {"attn_mask": torch.randn(8, 5, 5, dtype=torch.float64)}  # a mask of every head of both sequences
 
 
 class Wrapped(nn.Module):
@@ -58,6 +59,33 @@ class Wrapped(nn.Module):
 
     def forward(self, x):
         return self.attention(x, x, x.flip(1), **self.asked)[0]
+
+
+class Masked(Wrapped):
+    """Each token sees those before it, as numbers or as bools, and none of those that are padding."""
+
+    def __init__(self, numbers, **options):
+        super().__init__(**options)
+        self.numbers = numbers
+
+    def forward(self, x):
+        first = self.attention.batch_first
+        steps = torch.arange(x.shape[1 if first else 0])
+        later, padding = steps > steps[:, None], x[..., 0] > 0.5
+        padding = (padding if first else padding.T) & (steps > 0)  # a token that sees none has no output
+        if self.numbers:
+            later, padding = (
+                torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask, -9.0) for mask in (later, padding)
+            )
+        return self.attention(x, x, x, key_padding_mask=padding, attn_mask=later, **self.asked)[0]
+
+
+class Weighed(Wrapped):
+    """One whose weights are put out by a property of theirs."""
+
+    def forward(self, x):
+        out, weights = self.attention(x, x, x)
+        return out * (1 + (weights > 0.3).any())
 
 
 def pruned(net, heads=(0, 2)):
@@ -157,9 +185,22 @@ def test_heads_that_a_normalization_mixes_stay_and_this_is_explained():
     assert all("not for fewer heads" in layer.why for layer in psp.explain(smaller).layers)
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_first": True}, {"bias": False}, {"batch_first": True, "bias": False}])
-def test_torchs_attention_loses_its_heads(options):
-    net = pruned(Blocks(lambda: Wrapped(**options)))
+@pytest.mark.parametrize(
+    "make",
+    [
+        Wrapped,
+        partial(Wrapped, batch_first=True),
+        partial(Wrapped, bias=False),
+        partial(Wrapped, batch_first=True, bias=False),
+        partial(Wrapped, {}),  # the usual call: it asks for the weights of all heads as well, which nothing reads
+        partial(Wrapped, {"average_attn_weights": False}),
+        partial(Masked, numbers=False),
+        partial(Masked, numbers=False, batch_first=True),
+        partial(Masked, numbers=True, asked={}),
+    ],
+)
+def test_torchs_attention_loses_its_heads(make):
+    net = pruned(Blocks(make))
     smaller = psp.extract(net, tokens())
     assert difference(net, smaller, tokens(3, 9)) < 1e-12
     assert smaller.get_submodule("attn.1.attention.q").weight.shape == (6, 12)
@@ -167,27 +208,25 @@ def test_torchs_attention_loses_its_heads(options):
 
 
 @pytest.mark.parametrize(
-    "options",
+    "make",
     [
-        {"add_bias_kv": True},
-        {"add_zero_attn": True},
-        {"asked": {}},  # the usual call, which asks for the weights of all heads as well
-        {"asked": {"average_attn_weights": False}},
-        {"asked": CAUSAL, "batch_first": True},
+        partial(Wrapped, add_bias_kv=True),
+        partial(Wrapped, add_zero_attn=True),
+        partial(Wrapped, EACH, batch_first=True),
+        Weighed,
     ],
 )
-def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(options):
-    net = pruned(Blocks(lambda: Wrapped(**options)))
+def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(make):
+    net = pruned(Blocks(make))
     smaller = psp.extract(net, tokens())
     assert difference(net, smaller, tokens(3)) < 1e-12
     assert all("not for fewer heads" in layer.why for layer in psp.explain(smaller).layers)
 
 
-@pytest.mark.parametrize("asked", [{}, CAUSAL])
-def test_attention_of_fewer_heads_refuses_what_it_cannot_give(asked):
+def test_attention_of_fewer_heads_refuses_what_it_cannot_give():
     attention, x = KeptHeads(nn.MultiheadAttention(12, 4), [0, 2]).double(), tokens()
-    with pytest.raises(ExtractError, match="without masks, and without the weights of all its heads"):
-        attention(x, x, x, **asked)
+    with pytest.raises(ExtractError, match="without some of its heads: a mask of each is one too many"):
+        attention(x, x, x, **EACH)
 
 
 def test_torchs_transformer_layers_stay_whole():

@@ -161,6 +161,50 @@ def test_a_name_that_would_be_given_twice_is_refused(names):
         psp.freeze(plain, images().float())
 
 
+@pytest.mark.parametrize("key", ["in", "3x3", "a-b", "graph"])
+def test_layers_in_a_dictionary_of_any_key(key):
+    class Keyed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleDict({key: nn.Conv2d(3, 6, 1), "out": nn.Conv2d(6, 2, 1)})
+
+        def forward(self, x):
+            return self.layers["out"](self.layers[key](x).relu())
+
+    torch.manual_seed(0)
+    net = prune_channels(Keyed().double(), **{f"layers__{key}": [0, 3]})
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert psp.explain(smaller).layers[0].left < 18
+
+
+def test_a_keyword_that_would_be_given_twice_is_refused():
+    net = nn.Sequential(OrderedDict([("if", nn.Conv2d(3, 3, 1)), ("if_", nn.Conv2d(3, 3, 1))]))
+    with pytest.raises(ExtractError, match="needs the name 'if' of Sequential for itself: call it otherwise"):
+        psp.extract(prune_channels(net.double(), **{"if": [1]}), images())
+
+
+class Averages(nn.Module):
+    """A running mean that is a new tensor after every call, and that nothing puts out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def forward(self, x):
+        y = self.a(x).relu()
+        self.mean = 0.9 * self.mean + 0.1 * y.mean().detach()
+        return self.b(y)
+
+
+def test_a_state_that_forward_assigns_anew_stays_a_tensor():
+    net = prune_channels(Averages().double(), a=[0, 3])
+    assert exact(net, psp.extract(net, images()))
+    assert isinstance(net.mean, torch.Tensor)
+
+
 def test_a_buffer_with_a_name_of_the_graphs_is_refused():
     net = nn.Sequential(nn.Conv2d(3, 3, 1))
     net.register_buffer("graph", torch.zeros(1))

@@ -15,6 +15,7 @@ from psp.method.choose import without_bypass
 from psp.method.place import normalizations
 from psp.method.pruners import parametrizations, scaled_normalizations
 from psp.method.structures import ALPHA_SHAPE
+from psp.method.tried import is_silenced_by_zeros
 
 CASES = [("resnet20", structure) for structure in sorted(ALPHA_SHAPE)]
 CASES += [(name, s) for name in ("densenet16", "resnet18") for s in ("channel", "input_channel", "layer", "shape")]
@@ -465,9 +466,20 @@ def test_a_network_that_cannot_be_traced_keeps_them_on_weights_and_says_so():
         def forward(self, x):
             return self.bn(self.conv(x)) if x.sum() > 0 else x
 
-    with pytest.warns(UserWarning, match=r"cannot trace Dynamic .* α of channels stand on weights"):
+    line = r"cannot trace Dynamic at .*test_place\.py:\d+, 'return self\.bn.*> 0 else x'"
+    with pytest.warns(UserWarning, match=rf"{line}.* α of channels stand on weights"):
         net = psp.parameterize(Dynamic(), "channel")
     assert scaled_normalizations(net) == {}
+
+
+def test_what_training_alone_draws_does_not_hide_the_network():
+    def forward(self, x):
+        y = self.norm(self.conv(x))
+        return y * torch.empty(len(y), 1, 1, 1).bernoulli_(0.8) if self.training else y
+
+    net = psp.parameterize(Call(forward, conv=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4)), "channel")
+    assert list(scaled_normalizations(net)) == ["norm"]
+    assert net.training
 
 
 @pytest.mark.parametrize("norm", [nn.InstanceNorm2d(4), nn.BatchNorm2d(4, affine=False)])
@@ -534,6 +546,55 @@ def test_layers_and_normalizations_of_ones_own_are_as_those_they_are_made_from()
     assert smaller.get_submodule("0").out_channels == 4
     assert not psp.fold(copy.deepcopy(net))[0].weight[:2].any()
     torch.testing.assert_close(smaller(x), net(x))
+
+
+class GainOfOne(nn.BatchNorm2d):
+    """γ is what is added to a gain of 1, as in generators of images."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, 1 + self.weight, self.bias, self.training)
+
+
+class Skipped(nn.BatchNorm2d):
+    """A normalization and its input beside it."""
+
+    def forward(self, x):
+        return super().forward(x) + x
+
+
+@pytest.mark.parametrize("norm", [GainOfOne, Skipped])
+def test_a_normalization_that_zeros_do_not_silence_is_no_place(norm):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.Conv2d(6, 4, 3)).double(), torch.randn(2, 3, 8, 8).double()
+    with pytest.warns(UserWarning, match="the α of 0 stand on weights, where a normalization hides them"):
+        psp.parameterize(net, "channel")
+    psp.structure_parameters(net)["0"].data[:2] = 0.0
+    net.eval()
+    assert not psp.fold(copy.deepcopy(net))[0].weight[:2].any()
+    for other in (psp.fold(copy.deepcopy(net)), psp.extract(net, x)):
+        torch.testing.assert_close(other(x), net(x))
+
+
+class ByImage(nn.LayerNorm):
+    """Of channels in the second place, behind which SiLU follows."""
+
+    def forward(self, x):
+        return F.silu(super().forward(x.transpose(1, -1)).transpose(1, -1))
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm2d, nn.RMSNorm, NormAndReLU, ByImage])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_normalizations_that_zeros_silence(norm, device):
+    with torch.device(device):
+        assert is_silenced_by_zeros(norm(6, affine=True) if norm is nn.InstanceNorm2d else norm(6))
+
+
+def test_a_normalization_that_takes_no_usual_shape_is_not_tried():
+    class Labelled(nn.BatchNorm2d):
+        def forward(self, x, label):
+            return super().forward(x) * label
+
+    assert not is_silenced_by_zeros(Labelled(6))
 
 
 @pytest.mark.parametrize("passed", [lambda h: h, lambda h: F.leaky_relu(F.max_pool2d(h, 2))])
