@@ -30,15 +30,16 @@ def check_names(model):
         raise ExtractError(f"torch.fx needs the name {name!r} of {type(model).__name__} for itself: call it otherwise")
 
 
-def renamed(model, graph):
-    """`model`, which has passed `check_names`, as what a GraphModule of `graph` is made of.
+def parts(model, followed, graph):
+    """{free name: module or tensor} of all that a graph calls or reads, by the names that its nodes have from here on.
 
-    Where names have to be free ones it is what the nodes need, by these names, which the nodes then have, too.
+    They are those of `model`, which has passed `check_names`, but for constants that torch.fx has made while it
+    followed the code of `followed`, a copy.
     """
-    nodes = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
-    if all(free_name(node.target) == node.target for node in nodes):
-        return model
-    held = {free_name(node.target): attrgetter(node.target)(model) for node in nodes}
-    for node in nodes:
-        node.target = free_name(node.target)
+    held = {}
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            owner = model if hasattr(model, node.target.partition(".")[0]) else followed
+            name = free_name(node.target)
+            held[name], node.target = attrgetter(node.target)(owner), name
     return held

@@ -11,7 +11,7 @@ from torch import fx
 
 from psp.errors import ExtractError
 from psp.extraction.answers import Answers, Asking
-from psp.extraction.names import check_names, renamed
+from psp.extraction.names import check_names, parts
 from psp.method.choose import as_it_is, line_of
 
 
@@ -102,8 +102,9 @@ def trace(model, inputs=None):
     while True:
         tracer = Tracer(answers, opaque, by_example)
         try:
-            graph = _without(tracer.trace(as_it_is(model), dict(held.values()) or None), held)
-            network = fx.GraphModule(renamed(model, graph), _by_position(graph))
+            followed = as_it_is(model)  # what its code assigns meanwhile is no tensor
+            graph = _without(tracer.trace(followed, dict(held.values()) or None), held)
+            network = fx.GraphModule(parts(model, followed, graph), _by_position(graph))
             network.training = model.training
             network.meta["fixed"], network.meta["asked"] = bool(tracer.decided), tracer.asked
             return network

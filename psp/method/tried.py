@@ -1,6 +1,7 @@
 """What layers and normalizations of a user's own class do with a factor on their weight, found by trying copies."""
 
 import copy
+import math
 
 import torch
 from torch import nn
@@ -47,9 +48,9 @@ def is_silenced_by_zeros(norm):
         if affine is not None:
             affine.zero_()
     for sides in ((4, 4), (4,), (), (4, 4, 4)):
+        shape = (2, len(norm.weight), *sides)
         try:
-            x = torch.linspace(-1, 2, 2 * len(norm.weight) * 4 ** len(sides)).view(2, len(norm.weight), *sides)
-            return not other(x).any()
+            return not other(torch.linspace(-1, 2, math.prod(shape), device="cpu").view(shape)).any()
         except Exception:  # whatever a forward of its own may raise on a shape that it is not for
             continue
     return False

@@ -47,7 +47,6 @@ class Blocks(nn.Module):
 
 
 ALONE = {"need_weights": False}
-EACH = {"attn_mask": torch.randn(8, 5, 5, dtype=torch.float64)}  # a mask of every head of both sequences
 
 
 class Wrapped(nn.Module):
@@ -70,14 +69,22 @@ class Masked(Wrapped):
 
     def forward(self, x):
         first = self.attention.batch_first
-        steps = torch.arange(x.shape[1 if first else 0])
+        steps = torch.ones_like(x[0, :, 0] if first else x[:, 0, 0]).cumsum(0)
         later, padding = steps > steps[:, None], x[..., 0] > 0.5
-        padding = (padding if first else padding.T) & (steps > 0)  # a token that sees none has no output
+        padding = (padding if first else padding.T) & (steps > 1)  # a token that sees none has no output
         if self.numbers:
             later, padding = (
                 torch.zeros_like(mask, dtype=x.dtype).masked_fill(mask, -9.0) for mask in (later, padding)
             )
         return self.attention(x, x, x, key_padding_mask=padding, attn_mask=later, **self.asked)[0]
+
+
+class MaskedEach(Wrapped):
+    """With a mask of every head."""
+
+    def forward(self, x):
+        masks = (x @ x.transpose(1, 2)).repeat_interleave(4, 0)
+        return self.attention(x, x, x, attn_mask=masks, **self.asked)[0]
 
 
 class Weighed(Wrapped):
@@ -212,7 +219,7 @@ def test_torchs_attention_loses_its_heads(make):
     [
         partial(Wrapped, add_bias_kv=True),
         partial(Wrapped, add_zero_attn=True),
-        partial(Wrapped, EACH, batch_first=True),
+        partial(MaskedEach, batch_first=True),
         Weighed,
     ],
 )
@@ -226,7 +233,7 @@ def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(make):
 def test_attention_of_fewer_heads_refuses_what_it_cannot_give():
     attention, x = KeptHeads(nn.MultiheadAttention(12, 4), [0, 2]).double(), tokens()
     with pytest.raises(ExtractError, match="without some of its heads: a mask of each is one too many"):
-        attention(x, x, x, **EACH)
+        attention(x, x, x, attn_mask=torch.zeros(8, 5, 5))
 
 
 def test_torchs_transformer_layers_stay_whole():
