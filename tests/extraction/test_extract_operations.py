@@ -90,7 +90,6 @@ KNOWN = {
     "normalization of each image, and γ": nn.InstanceNorm2d(8, affine=True),
     "normalization of each image, by running statistics": nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
     "a group for each channel": nn.GroupNorm(8, 8),
-    "normalization of each batch": nn.BatchNorm2d(8, track_running_stats=False),
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "convolution that reflects": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
     "contiguous": Call(lambda x: x.contiguous()),
@@ -162,7 +161,10 @@ def test_ends_of_a_network(name, between, last):
         assert smaller.conv1.out_channels in (5, 6)
 
 
-@pytest.mark.parametrize("norm", [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8)])
+STATISTICS = [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8), nn.BatchNorm2d(8, track_running_stats=False)]
+
+
+@pytest.mark.parametrize("norm", STATISTICS)
 def test_channels_with_their_alpha_behind_statistics_of_the_input_go(norm):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 3)).double()
