@@ -8,6 +8,7 @@ from psp.report.figures.timing import STRUCTURE_COLORS
 from psp.report.paper_tables import DENSE
 
 MARKERS = "os^D"
+SPEEDS = (0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 7, 10, 15, 20)
 
 
 def networks_figure(table, title):
@@ -27,7 +28,7 @@ def networks_figure(table, title):
         over_parameters.set(title=dataset, ylabel="final-epoch top-1 test error, %", xlabel="parameters", xscale="log")
         over_speed.set(xlabel="speed-up over the fastest dense network on the CPU", xscale="log")
         log_ticks(over_parameters.xaxis, lambda count: f"{count / 1e6:g} M")
-        log_ticks(over_speed.xaxis, "{:g}×".format)
+        log_ticks(over_speed.xaxis, "{:g}×".format, SPEEDS)
     handles = {
         label: handle for axes in panels[:, 0] for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
