@@ -139,7 +139,7 @@ def _put_back(traced, name, layer, pruner):
 
 
 def _cut_off(node, traced):
-    """A layer behind a layer whose pruned channels put out their bias, at whose border these are 0; or None."""
+    """What is behind a layer whose pruned channels put out their bias, and has zeros at its border; or None."""
     layer = traced.get_submodule(node.target)
     if type(layer) not in CONVOLUTION or layer.bias is None:
         return None
@@ -150,7 +150,7 @@ def _cut_off(node, traced):
         module = traced.get_submodule(user.target) if user.op == "call_module" else None
         zeros = type(module) in CONVOLUTION and module.padding_mode == "zeros"
         pads = user.meta["op"]
-        beside = isinstance(pads, Pad) and any(pads.space) and pads.fill == 0
+        beside = isinstance(pads, Pad) and max(pads.space, default=0) > 0 and pads.fill == 0
         if beside or (zeros and any(module._reversed_padding_repeated_twice)):
             return user
     return None

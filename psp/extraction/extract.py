@@ -71,9 +71,10 @@ def extract(model, example_input):
     code that does something else beyond a size of its own, such as 12 pixels, is not found out by them.
 
     Returns a torch.fx.GraphModule in evaluation mode, of the type and on the device of `model`. Its modules are called
-    as in `model`, but those with a name that a graph needs for itself: code_ for code. All of its parameters are new,
-    and can be trained; but batch normalization has gone into the layers before it, and dropout is gone. To train on as
-    before, do so before extraction, with requires_grad_(False) on psp.structure_parameters(model).values().
+    as in `model`, but those with a name that a graph or Python needs for itself: code_ for code, heads.in_ for
+    heads.in. All of its parameters are new, and can be trained; but batch normalization has gone into the layers before
+    it, and dropout is gone. To train on as before, do so before extraction, with requires_grad_(False) on
+    psp.structure_parameters(model).values().
 
     Raises:
         ExtractError: the model is not parameterized, in training mode, wrapped (DataParallel, torch.compile, …), has

@@ -24,22 +24,23 @@ def free_name(name):
 def check_names(model):
     """Raise ExtractError for a name in `model` that its graph cannot have, or that `free_name` would give twice."""
     tensors = {name for name in model._parameters.keys() | model._buffers.keys() if free_name(name) != name}
-    modules = dict(model.named_modules())
-    twice = {name for name in modules if free_name(name) != name and free_name(name) in modules}
+    ways = (model.named_modules, model.named_parameters, model.named_buffers)
+    names = {name for way in ways for name, _ in way(remove_duplicate=False)}
+    twice = {name for name in names if free_name(name) != name and free_name(name) in names}
     for name in sorted(tensors | twice):
-        raise ExtractError(f"torch.fx needs the name {name!r} of {type(model).__name__} for itself: call it otherwise")
+        who = "Python" if iskeyword(name.rpartition(".")[2]) else "torch.fx"
+        raise ExtractError(f"{who} needs the name {name!r} in {type(model).__name__} for itself: call it otherwise")
 
 
-def parts(model, followed, graph):
-    """{free name: module or tensor} of all that a graph calls or reads, by the names that its nodes have from here on.
+def renamed(model, graph):
+    """`model`, which has passed `check_names`, as what a GraphModule of `graph` is made of.
 
-    They are those of `model`, which has passed `check_names`, but for constants that torch.fx has made while it
-    followed the code of `followed`, a copy.
+    Where names have to be free ones it is all that the nodes need, by these names, which the nodes then have, too.
     """
-    held = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            owner = model if hasattr(model, node.target.partition(".")[0]) else followed
-            name = free_name(node.target)
-            held[name], node.target = attrgetter(node.target)(owner), name
+    nodes = [node for node in graph.nodes if node.op in ("call_module", "get_attr")]
+    if all(free_name(node.target) == node.target for node in nodes):
+        return model
+    held = {free_name(node.target): attrgetter(node.target)(model) for node in nodes}
+    for node in nodes:
+        node.target = free_name(node.target)
     return held

@@ -19,7 +19,8 @@ def normalization(node, module):
     groups = kind is nn.GroupNorm and module.num_groups < module.num_channels
     if groups or len(node.args[0].meta["shape"]) != INSTANCE.get(kind, len(node.args[0].meta["shape"])):
         return Op(node)
-    return (ByInput if getattr(module, "running_mean", None) is None else Norm)(node, module)
+    by_input = not module.track_running_stats if kind in INSTANCE else getattr(module, "running_mean", None) is None
+    return (ByInput if by_input else Norm)(node, module)
 
 
 class Norm(Pointwise):

@@ -6,13 +6,14 @@ the output. A submodule that cannot be followed becomes one opaque operation, wh
 
 import inspect
 from collections import OrderedDict
+from contextlib import contextmanager
 
 from torch import fx
 
 from psp.errors import ExtractError
 from psp.extraction.answers import Answers, Asking
-from psp.extraction.names import check_names, parts
-from psp.method.choose import as_it_is, line_of
+from psp.extraction.names import check_names, renamed
+from psp.method.choose import line_of
 
 
 class Tracer(fx.Tracer):
@@ -91,7 +92,7 @@ def trace(model, inputs=None):
     `inputs`, a tuple of tensors, the example answers what the code asks about shapes; arguments of `forward` that it
     does not have are held at their defaults. Where the code of `model` itself does other things on another size, what
     is traced is for the example's size alone, and meta["fixed"] of the result is True; meta["asked"] is where
-    it asks at all. Submodules of `model` have names that a graph may have (`free_name`).
+    it asks at all. Submodules have names that a graph may have (`free_name`).
 
     Raises ExtractError, naming the line, if the code of `model` itself cannot be followed, or for a name that no graph
     can have.
@@ -102,9 +103,9 @@ def trace(model, inputs=None):
     while True:
         tracer = Tracer(answers, opaque, by_example)
         try:
-            followed = as_it_is(model)  # what its code assigns meanwhile is no tensor
-            graph = _without(tracer.trace(followed, dict(held.values()) or None), held)
-            network = fx.GraphModule(parts(model, followed, graph), _by_position(graph))
+            with _unchanged(model):
+                graph = _without(tracer.trace(model, dict(held.values()) or None), held)
+            network = fx.GraphModule(renamed(model, graph), _by_position(graph))
             network.training = model.training
             network.meta["fixed"], network.meta["asked"] = bool(tracer.decided), tracer.asked
             return network
@@ -118,6 +119,20 @@ def trace(model, inputs=None):
                     f"torch.fx cannot follow the forward of {type(model).__name__}{line_of(error)}: {error}. "
                     f"{_remedy(error)}"
                 ) from error
+
+
+@contextmanager
+def _unchanged(model):
+    """What a network's code assigns to its modules while it is traced is no tensor: they get back what they had."""
+    stores = [store for module in model.modules() for store in (module.__dict__, module._buffers)]
+    before = [dict(store) for store in stores]
+    try:
+        yield
+    finally:
+        for store, values in zip(stores, before, strict=True):
+            for name in [name for name, value in store.items() if isinstance(value, fx.Proxy)]:
+                del store[name]
+                store.update({name: values[name]} if name in values else {})
 
 
 def _remedy(error):

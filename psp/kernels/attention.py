@@ -25,7 +25,9 @@ class KeptHeads(nn.Module):
         )
         self.out_proj = linear(attention.out_proj.weight[:, rows], attention.out_proj.bias)
 
-    def forward(self, query, key, value, key_padding_mask=None, need_weights=False, attn_mask=None, **options):
+    def forward(
+        self, query, key, value, key_padding_mask=None, need_weights=True, attn_mask=None, is_causal=False, **options
+    ):
         """Three tensors N×tokens×features, or tokens×N×features as `batch_first` says, to (one of those, None).
 
         Arguments as of nn.MultiheadAttention, `key_padding_mask` N×tokens and `attn_mask` tokens×tokens; None stands in
@@ -33,7 +35,8 @@ class KeptHeads(nn.Module):
         """
         if attn_mask is not None and attn_mask.ndim != 2:
             raise ExtractError("attention was extracted without some of its heads: a mask of each is one too many")
-        mask = None if attn_mask is None else _added(attn_mask, query)
+        causal = is_causal and key_padding_mask is None and not need_weights  # then torch does not look at the mask
+        mask = None if attn_mask is None or causal else _added(attn_mask, query)
         if key_padding_mask is not None:
             padding = _added(key_padding_mask, query)[:, None, None]
             mask = padding if mask is None else mask + padding
@@ -41,7 +44,7 @@ class KeptHeads(nn.Module):
         if not self.batch_first:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (q, k, v))
-        out = self.out_proj(F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2))
+        out = self.out_proj(F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal).transpose(1, 2).flatten(2))
         return (out if self.batch_first else out.transpose(0, 1)), None
 
     def extra_repr(self):

@@ -41,16 +41,20 @@ def is_silenced_by_zeros(norm):
     """
     if type(norm).forward.__module__.startswith(TORCHS) or parametrize.is_parametrized(norm):
         return True
-    other = _alone(copy.deepcopy(norm).to_empty(device="cpu").float())  # a copy from any device, whose values go
+    alone = copy.copy(norm)  # what it keeps of its last input cannot be copied, and is not needed
+    alone.__dict__ = {name: value for name, value in vars(norm).items() if not isinstance(value, torch.Tensor)}
+    other = _alone(copy.deepcopy(alone).to_empty(device="cpu").float())  # from any device, and without the values
     for tensor in (*other.parameters(), *other.buffers()):
         tensor.fill_(1)
     for affine in (other.weight, getattr(other, "bias", None)):
         if affine is not None:
             affine.zero_()
-    for sides in ((4, 4), (4,), (), (4, 4, 4)):
-        shape = (2, len(norm.weight), *sides)
+    count = len(norm.weight)
+    for sides in ((count, 4, 4), (count, 4), (count,), (count, 4, 4, 4), (4, count), (4, 4, count)):
+        shape = (2, *sides)
         try:
-            return not other(torch.linspace(-1, 2, math.prod(shape), device="cpu").view(shape)).any()
+            x = torch.linspace(-1, 2, math.prod(shape), dtype=torch.float32, device="cpu")
+            return not other(x.view(shape)).any()
         except Exception:  # whatever a forward of its own may raise on a shape that it is not for
             continue
     return False

@@ -36,6 +36,12 @@ def example(size=(7, 6)):
     return torch.randn(2, 3, *size, dtype=torch.float64)
 
 
+def unused_statistics():
+    norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+    norm.track_running_stats = False
+    return norm
+
+
 def written(x):
     y = x * 1.0
     y += x
@@ -89,6 +95,7 @@ KNOWN = {
     "normalization of each image": nn.InstanceNorm2d(8),
     "normalization of each image, and γ": nn.InstanceNorm2d(8, affine=True),
     "normalization of each image, by running statistics": nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+    "normalization of each image, whose running statistics are not used": unused_statistics(),
     "a group for each channel": nn.GroupNorm(8, 8),
     "reflecting padding": Call(lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect")),
     "convolution that reflects": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),

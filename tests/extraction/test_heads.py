@@ -88,11 +88,23 @@ class MaskedEach(Wrapped):
 
 
 class Weighed(Wrapped):
-    """One whose weights are put out by a property of theirs."""
+    """One that reads its weights, for what it puts out or for something else."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
 
     def forward(self, x):
-        out, weights = self.attention(x, x, x)
-        return out * (1 + (weights > 0.3).any())
+        return self.read(self, *self.attention(x, x, x))
+
+
+def highest(self, out, weights):
+    return out if weights is None else out * (1 + weights.argmax(-1, keepdim=True).transpose(0, 1))
+
+
+def entropy(self, out, weights):
+    self.entropy = -(weights * weights.log()).sum(-1).mean()
+    return out
 
 
 def pruned(net, heads=(0, 2)):
@@ -220,7 +232,10 @@ def test_torchs_attention_loses_its_heads(make):
         partial(Wrapped, add_bias_kv=True),
         partial(Wrapped, add_zero_attn=True),
         partial(MaskedEach, batch_first=True),
-        Weighed,
+        partial(Weighed, lambda self, out, weights: out * (1 + (weights > 0.3).any())),
+        partial(Weighed, highest),
+        partial(Weighed, entropy),
+        partial(Weighed, lambda self, out, weights: out.view(weights.shape[1], weights.shape[0], -1)),
     ],
 )
 def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(make):
@@ -228,6 +243,15 @@ def test_other_forms_of_torchs_attention_stay_whole_and_this_is_explained(make):
     smaller = psp.extract(net, tokens())
     assert difference(net, smaller, tokens(3)) < 1e-12
     assert all("not for fewer heads" in layer.why for layer in psp.explain(smaller).layers)
+
+
+def test_of_a_causal_mask_whose_weights_nobody_wants_the_numbers_are_not_looked_at():
+    """As torch has it: the mask of the example may be another than that of the next call."""
+    attention, x = nn.MultiheadAttention(12, 4).double().eval(), tokens()
+    whole, noise = KeptHeads(attention, [0, 1, 2, 3]), torch.randn(2, 2, dtype=torch.float64)
+    for asked in ({"is_causal": True, "need_weights": False}, {"is_causal": True}, {"need_weights": False}):
+        expected = attention(x, x, x, attn_mask=noise, **asked)[0]
+        torch.testing.assert_close(whole(x, x, x, attn_mask=noise, **asked)[0], expected)
 
 
 def test_attention_of_fewer_heads_refuses_what_it_cannot_give():

@@ -154,7 +154,9 @@ def test_a_convolution_in_a_submodule_of_any_name(name):
 @pytest.mark.parametrize("names", [("code", "code_"), ("code_", "code")])
 def test_a_name_that_would_be_given_twice_is_refused(names):
     net = nn.Sequential(OrderedDict(zip(names, (nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), strict=True)))
-    with pytest.raises(ExtractError, match="needs the name 'code' of Sequential for itself: call it otherwise"):
+    with pytest.raises(
+        ExtractError, match=r"torch\.fx needs the name 'code' in Sequential for itself: call it otherwise"
+    ):
         psp.extract(prune_channels(net.double(), **{names[0]: [1]}), images())
     plain = nn.Sequential(OrderedDict(zip(names, (nn.Conv2d(3, 3, 1), nn.ReLU()), strict=True))).eval()
     with pytest.raises(KernelError, match="needs the name 'code'"):
@@ -180,8 +182,39 @@ def test_layers_in_a_dictionary_of_any_key(key):
 
 def test_a_keyword_that_would_be_given_twice_is_refused():
     net = nn.Sequential(OrderedDict([("if", nn.Conv2d(3, 3, 1)), ("if_", nn.Conv2d(3, 3, 1))]))
-    with pytest.raises(ExtractError, match="needs the name 'if' of Sequential for itself: call it otherwise"):
+    with pytest.raises(ExtractError, match="Python needs the name 'if' in Sequential for itself: call it otherwise"):
         psp.extract(prune_channels(net.double(), **{"if": [1]}), images())
+
+
+def test_a_parameter_that_would_get_the_name_of_another_is_refused():
+    def forward(self, x):
+        return self.a(x).relu() * self.scales["in"] + self.scales["in_"]
+
+    scales = nn.ParameterDict({"in": nn.Parameter(torch.ones(1)), "in_": nn.Parameter(torch.full((1,), 3.0))})
+    net = Call(forward, a=nn.Conv2d(3, 6, 1), scales=scales)
+    with pytest.raises(KernelError, match=r"Python needs the name 'scales\.in' in Call for itself"):
+        psp.freeze(net.eval(), images().float())
+
+
+def test_a_question_behind_a_constant_of_forwards_own():
+    def forward(self, x):
+        y = x - torch.tensor([0.4, 0.5, 0.6], dtype=x.dtype).view(3, 1, 1)
+        assert y.dim() == 4
+        return self.b(self.a(y).relu())
+
+    torch.manual_seed(0)
+    net = prune_channels(Call(forward, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 2, 1)).double(), a=[0, 3])
+    smaller = psp.extract(net, images())
+    assert exact(net, smaller)
+    assert smaller.a.out_channels < 6
+
+
+def test_a_plain_tensor_on_a_layer_that_is_called():
+    torch.manual_seed(0)
+    net = Call(lambda self, x: self.b(self.a(x).relu()) * self.b.scale, a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 2, 1))
+    net.b.scale = torch.full((1,), 2.0, dtype=torch.float64)
+    net = prune_channels(net.double(), a=[0, 3])
+    assert exact(net, psp.extract(net, images()))
 
 
 class Averages(nn.Module):

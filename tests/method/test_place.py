@@ -589,6 +589,28 @@ def test_normalizations_that_zeros_silence(norm, device):
         assert is_silenced_by_zeros(norm(6, affine=True) if norm is nn.InstanceNorm2d else norm(6))
 
 
+class Features(nn.LayerNorm):
+    """Of N×tokens×features, and it keeps what it put out."""
+
+    def forward(self, x):
+        _, _, features = x.shape
+        assert features == len(self.weight)
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_a_normalization_is_tried_in_its_own_type_and_without_what_it_keeps():
+    norm = Features(6)
+    norm(torch.randn(2, 5, 6))
+    assert is_silenced_by_zeros(norm)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert is_silenced_by_zeros(norm)
+        assert not is_silenced_by_zeros(GainOfOne(6))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_normalization_that_takes_no_usual_shape_is_not_tried():
     class Labelled(nn.BatchNorm2d):
         def forward(self, x, label):
