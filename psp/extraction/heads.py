@@ -24,11 +24,12 @@ def drop_heads(model, inputs):
     pruned = {name: block for name, block in projections(model).items() if block.name and _unread(model, name, block)}
     if not pruned:
         return model, set()
-    seen, smaller, whole = calls(model, [block.name for block in pruned.values()], inputs), copy.deepcopy(model), set()
+    expected, seen = calls(model, [block.name for block in pruned.values()], inputs)
+    smaller, whole = copy.deepcopy(model), set()
     for projection, (name, heads) in pruned.items():
         kept = read_heads(model.get_submodule(projection), heads)
         block = None if _is_torchs(model, name) else without(model.get_submodule(name), kept)
-        if block is not None and _stands_for(block.eval(), model, name, seen[name], inputs):
+        if block is not None and _stands_for(block.eval(), model, name, seen[name], inputs, expected):
             smaller.set_submodule(name, block)
         else:
             whole.add(projection)
@@ -50,7 +51,7 @@ def _is_torchs(model, name):
 
 
 def calls(model, names, inputs):
-    """{name: [(positional arguments, keyword arguments, output) of each call]} of blocks on the example."""
+    """(outputs, {name: [(arguments, keyword arguments, output) of each call]} of blocks) on the example."""
     seen = {name: [] for name in names}
 
     def note(name):
@@ -58,8 +59,8 @@ def calls(model, names, inputs):
 
     hooks = [(model.get_submodule(name), note(name)) for name in names]
     with hooked(hooks):
-        model(*(x.clone() for x in inputs))
-    return seen
+        outputs = model(*(x.clone() for x in inputs))
+    return outputs, seen
 
 
 def without(block, heads):
@@ -84,23 +85,22 @@ def without(block, heads):
     return smaller
 
 
-def _stands_for(block, model, name, shown, inputs):
-    """Whether a smaller block does what that of this name did in all calls that were `shown`, as of `calls`."""
+def _stands_for(block, model, name, shown, inputs, expected):
+    """Whether a smaller block does what that of this name did in all calls `shown`; `expected` are the outputs."""
     if isinstance(block, KeptHeads) and any(output[1] is not None for *_, output in shown):
-        if _reads_weights(model, name, inputs):
+        if _reads_weights(model, name, inputs, expected):
             return False
         shown = [(args, kwargs, output[:1]) for args, kwargs, output in shown]
     return bool(shown) and all(_is_same(block, *call) for call in shown)
 
 
-def _reads_weights(model, name, inputs):
+def _reads_weights(model, name, inputs, expected):
     """Whether a network needs the attention weights that its block of this name puts out: other outputs without."""
 
     def without_weights(_, args, kwargs, output):
         return output[0], None
 
     try:
-        expected = model(*(x.clone() for x in inputs))
         with hooked([(model.get_submodule(name), without_weights)]):
             compare(model(*(x.clone() for x in inputs)), expected)
         return False

@@ -11,13 +11,13 @@ from psp.extraction.groups import Grouped
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.norms import NORMS, normalization
 from psp.extraction.ops import (
+    ByChannel,
     Concatenate,
     Flatten,
     Input,
     Op,
     Pad,
     Pointwise,
-    Slopes,
     Stack,
     Turn,
     Unary,
@@ -111,12 +111,12 @@ def _module_op(node, module, times):
             return Op(node)
         _turn(node, channel_axis(node, module))
         return (Grouped if getattr(module, "groups", 1) > 1 else Weighted)(node, module)
-    if kind in ACTIVATIONS:
+    if kind in ACTIVATIONS or (kind is nn.PReLU and len(module.weight) == 1):
         return Pointwise(node, module)
     if not _along(node, 1):
         return Op(node)
-    if kind is nn.PReLU:
-        return Pointwise(node, module) if len(module.weight) == 1 else Slopes(node, module) if times == 1 else Op(node)
+    if kind is nn.PReLU:  # a slope for each channel
+        return ByChannel(node, module) if times == 1 else Op(node)
     if kind in NORMS:
         return normalization(node, module) if times == 1 else Op(node)
     if kind in UPSAMPLINGS or (kind in KEEPING and axes == _axes(kind.__name__)):

@@ -6,6 +6,8 @@ into the smaller graph, for the channels `wanted`. `Op` itself is the rule for a
 reads all, and all that it puts out is live.
 """
 
+import copy
+
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
@@ -89,14 +91,20 @@ class Pointwise(Unary):
         return self.node.target(*args, **kwargs).flatten()
 
 
-class Slopes(Pointwise):
-    """nn.PReLU with a slope for each channel."""
+class ByChannel(Pointwise):
+    """A module whose tensors have an entry for each channel, such as γ, a running mean or the slopes of nn.PReLU."""
 
     def emit(self, builder, wanted):
         x, carried = builder.about(self.read, wanted)
-        smaller = nn.PReLU(int(carried.sum()), dtype=torch.float64)
-        smaller.weight = nn.Parameter(self.module.weight.detach()[carried])
-        return builder.insert(self.node.target, smaller, x), carried
+        smaller, left = copy.deepcopy(self.module), int(carried.sum())
+        for size in ("num_features", "num_channels", "num_groups", "num_parameters"):
+            if hasattr(smaller, size):
+                setattr(smaller, size, left)
+        for name, parameter in self.module.named_parameters():
+            setattr(smaller, name, nn.Parameter(parameter.detach()[carried], parameter.requires_grad))
+        for name, buffer in self.module.named_buffers():
+            setattr(smaller, name, buffer[carried] if buffer.ndim else buffer.clone())
+        return builder.insert(self.node.target, smaller.eval(), x), carried
 
 
 class ZeroOnly(Unary):

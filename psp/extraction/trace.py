@@ -106,7 +106,7 @@ def trace(model, inputs=None):
             with _unchanged(model):
                 graph = _without(tracer.trace(model, dict(held.values()) or None), held)
             network = fx.GraphModule(renamed(model, graph), _by_position(graph))
-            network.training = model.training
+            network.training = model.training  # which a dictionary of parts does not tell
             network.meta["fixed"], network.meta["asked"] = bool(tracer.decided), tracer.asked
             return network
         except Exception as error:

@@ -199,7 +199,7 @@ def e_foldings(config, images=50_000):
     return config.structure_decay * rates / (1 - config.momentum)
 
 
-def record_of_trial(name):
+def config_of_trial(name):
     return RunConfig.of(json.loads((ROOT / "results" / "trials" / f"{name}.json").read_text())["config"])
 
 
@@ -219,7 +219,7 @@ def record_of_trial(name):
 )
 def test_structures_of_the_paper_profile_are_decayed_as_in_trials(structure, network, name):
     """Figure 3's columns are a sweep, and those on ILSVRC2012 have the ε of Imagenette's."""
-    tried = record_of_trial(name)
+    tried = config_of_trial(name)
     parts = map(load_profile, ("paper", "paper/cifar", "paper/ilsvrc"))
     runs = [c for p in parts for c in p.runs.values() if c.structure == structure]
     runs = [c for c in runs if c.method == "psp_weight_decay" and fnmatch(f"{c.model}-{c.dataset}", network)]
