@@ -24,7 +24,8 @@ from psp.extraction.ops import (
     ZeroOnly,
 )
 from psp.extraction.pairs import Product, Sum
-from psp.extraction.parts import is_part, part
+from psp.extraction.parts import gate, is_part, part, sliced
+from psp.extraction.permute import PERMUTATIONS, permutation
 from psp.extraction.recurrent import RECURRENT, Recurrent
 from psp.extraction.reduce import MEANS, SOFTMAX, SUMS_ALONG, reduction
 from psp.extraction.regroup import question, regroup
@@ -56,12 +57,11 @@ KEEPING_FUNCTIONS = {
 # Arguments of functions and methods that have no signature to ask.
 ARGUMENTS = {
     "avg_pool": ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    "glu": ("input", "dim"),
     "pad": ("input", "pad", "mode", "value"),
 }
 SUMS = {operator.add: torch.add, torch.add: torch.add, "add": torch.add}
 SUMS |= {operator.sub: torch.sub, torch.sub: torch.sub, "sub": torch.sub}
-PERMUTATIONS = {torch.permute, torch.movedim, torch.moveaxis, torch.transpose, torch.swapaxes, torch.swapdims}
-PERMUTATIONS |= {function.__name__ for function in PERMUTATIONS}
 ACTIVATION_FUNCTIONS = {
     getattr(space, name) for space in (torch, F, operator) for name in ACTIVATION_NAMES if hasattr(space, name)
 }
@@ -113,6 +113,8 @@ def _module_op(node, module, times):
         return (Grouped if getattr(module, "groups", 1) > 1 else Weighted)(node, module)
     if kind in ACTIVATIONS or (kind is nn.PReLU and len(module.weight) == 1):
         return Pointwise(node, module)
+    if kind is nn.GLU:
+        return gate(node, module.dim) or Op(node)
     if not _along(node, 1):
         return Op(node)
     if kind is nn.PReLU:  # a slope for each channel
@@ -133,7 +135,7 @@ def _function_op(node):
     if not node.args:  # all by their names
         return Op(node)
     target, reads = node.target, [n for n in node.args if isinstance(n, fx.Node)]
-    if target is torch.cat and _along(node, 1):
+    if target is torch.cat:
         return _cat(node)
     if target is torch.stack and _along(node, 1) and _stacks(node):
         return Stack(node)
@@ -145,11 +147,15 @@ def _function_op(node):
     if target in ACTIVATION_FUNCTIONS or (node.op == "call_method" and target in ACTIVATION_NAMES):
         return Pointwise(node)
     if target in PERMUTATIONS:
-        return _permutation(node, axes)
+        return permutation(node)
     if target == "contiguous":
         return Unary(node)
     if target in (*MEANS, *SUMS_ALONG, *SOFTMAX):
         return reduction(node) or Op(node)
+    if target is F.glu:
+        return gate(node, _arguments(node, "glu").get("dim", -1)) or Op(node)
+    if target is operator.getitem and (taken := sliced(node)):
+        return taken
     if not _along(node, 1):
         return Op(node)
     if target in KEEPING_FUNCTIONS and axes == _axes(target.__name__):
@@ -181,17 +187,6 @@ def _turn(node, axis):
         node.replace_input_with(read, turned)
 
 
-def _permutation(node, axes):
-    """Where the axes of batch and channels go; an operation that moves the batch is followed no further."""
-    lengths = torch.Size(range(2, 2 + axes))
-    tried = torch.empty(lengths, device="meta")
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda _: tried)
-    function = node.target if callable(node.target) else getattr(torch.Tensor, node.target)
-    moved = function(*args, **kwargs).shape
-    axis = moved.index(lengths[node.all_input_nodes[0].meta["op"].axis])
-    return Unary(node, axis=axis) if moved[0] == lengths[0] else Op(node)
-
-
 def _axes(name):
     """Axes of a batch for a pooling by its name, which ends in 1d, 2d or 3d."""
     return int(name[-2]) + 2
@@ -215,8 +210,10 @@ def _pad(node, pads, mode, value):
 
 def _cat(node):
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    listed = isinstance(node.args[0], (tuple, list))
-    return Concatenate(node) if listed and dim in (1, 1 - len(node.meta["shape"])) else Op(node)
+    if not isinstance(node.args[0], (tuple, list)):
+        return Op(node)
+    axis = node.args[0][0].meta["op"].axis
+    return Concatenate(node) if _along(node, axis) and dim % len(node.meta["shape"]) == axis else Op(node)
 
 
 def _stacks(node):

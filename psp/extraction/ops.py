@@ -166,12 +166,15 @@ class Pad(Op):
 
 
 class Concatenate(Op):
-    """torch.cat on the channel axis."""
+    """torch.cat along the axis of the channels."""
+
+    def __init__(self, node):
+        super().__init__(node, axis=node.args[0][0].meta["op"].axis)
 
     def parts(self, mask):
         """(node, its part of `mask`) of every tensor."""
         nodes = self.node.args[0]
-        return list(zip(nodes, mask.split([n.meta["shape"][1] for n in nodes]), strict=True))
+        return list(zip(nodes, mask.split([n.meta["shape"][self.axis] for n in nodes]), strict=True))
 
     def forward(self, known):
         known = [known[n] for n in self.node.args[0]]
@@ -189,7 +192,7 @@ class Concatenate(Op):
                 masks.append(builder.carried[read])
             else:
                 masks.append(mask)
-        return builder.call(torch.cat, tuple(parts), 1) if len(parts) > 1 else parts[0], torch.cat(masks)
+        return builder.call(torch.cat, tuple(parts), self.axis) if len(parts) > 1 else parts[0], torch.cat(masks)
 
 
 class Stack(Op):

@@ -86,7 +86,7 @@ def question(node):
     if tensor is None or not has_channels(tensor):
         return None
     axis = tensor.meta["op"].axis
-    known = _of_layer(tensor) and _is_fixed(tensor, axis)
+    known = of_layer(tensor) and is_fixed(tensor, axis)
     if isinstance(index, range):
         return None if axis in index else Op(node)
     if index == axis:
@@ -101,14 +101,14 @@ def regroup(node):
     read = node.args[0] if node.args else None
     if node.target not in REGROUPS or not isinstance(read, fx.Node):
         return None
-    if not (has_channels(read) and has_channels(node)) or not _of_layer(read):
+    if not (has_channels(read) and has_channels(node)) or not of_layer(read):
         return None
     if node.target in RESHAPES and (_sizes(node) is None or len(_sizes(node)) != len(node.meta["shape"])):
         return None
     before, after = ([n.meta[key] for key in ("shape", "larger")] for n in (read, node))
     for axis in range(1, len(after[0])):  # behind the first one that fits there are only axes of length 1
         factors = _factors(before, after, read.meta["op"].axis, axis)
-        if factors is not None and _is_fixed(read, read.meta["op"].axis) and _is_fixed(node, axis):
+        if factors is not None and is_fixed(read, read.meta["op"].axis) and is_fixed(node, axis):
             return Regroup(node, axis, *factors)
     return None
 
@@ -126,7 +126,7 @@ def _factors(before, after, axis, new):
     return found.pop() if len(found) == 1 else None
 
 
-def _of_layer(node):
+def of_layer(node):
     """Whether channels are those of a layer or an input: of an unknown operation, they may be pixels."""
     while type(node.meta["op"]) not in (Op, Turn):
         if node.meta["op"].has_bias or not node.all_input_nodes:
@@ -135,7 +135,7 @@ def _of_layer(node):
     return False
 
 
-def _is_fixed(node, axis):
+def is_fixed(node, axis):
     """Whether an axis is as long for other sizes of images."""
     return node.meta["shape"][axis] == node.meta["larger"][axis]
 

@@ -8,6 +8,7 @@ import inspect
 from collections import OrderedDict
 from contextlib import contextmanager
 
+import torch
 from torch import fx
 
 from psp.errors import ExtractError
@@ -32,6 +33,7 @@ class Tracer(fx.Tracer):
         self.answers, self.opaque = answers, opaque
         self.by_example, self.decided, self.asked = by_example, [], False
         self.failed, self.answering = None, False
+        self.autocast = _autocast()
 
     def is_leaf_module(self, module, name):
         opaque = name in self.opaque or getattr(module, "selects_channels", False)
@@ -40,6 +42,7 @@ class Tracer(fx.Tracer):
     def call_module(self, module, forward, args, kwargs):
         if self.answering:
             return forward(*args, **kwargs)
+        self._check_autocast()  # here it is the caller that fails
         try:
             return super().call_module(module, forward, args, kwargs)
         except Exception:
@@ -48,6 +51,14 @@ class Tracer(fx.Tracer):
 
     def getattr(self, name, value, cache):
         return value if self.answering else super().getattr(name, value, cache)
+
+    def create_node(self, *args, **kwargs):
+        self._check_autocast()
+        return super().create_node(*args, **kwargs)
+
+    def _check_autocast(self):
+        if _autocast() != self.autocast:
+            raise AutocastError("it enters torch.autocast, for which a graph has no place")
 
     def create_arg(self, value):
         if type(value) is not OrderedDict:
@@ -79,6 +90,15 @@ class Tracer(fx.Tracer):
                 raise DependsOnSizeError("what it does depends on the size of the input")
             self.decided.append(proxy.node)
         return answers[0]
+
+
+def _autocast():
+    """The types that autocast computes in, of each kind of device where it is on."""
+    return {kind: torch.get_autocast_dtype(kind) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)}
+
+
+class AutocastError(fx.proxy.TraceError):
+    """Code under an autocast of its own."""
 
 
 class DependsOnSizeError(fx.proxy.TraceError):
@@ -139,6 +159,8 @@ def _remedy(error):
     """What to do about an error of tracing."""
     if "item assignment" in str(error):
         return "Make a new tensor instead of writing into one, as by torch.where or torch.cat"
+    if isinstance(error, AutocastError):
+        return "Call the network within torch.autocast, or move what enters it into a submodule of its own"
     if isinstance(error, TypeError):  # a function of torch's own that does not take what stands for a number
         return "Make new tensors of those that are there, as by x.new_zeros(…), and move other code into a submodule"
     return "Move the code that depends on the data into a submodule of its own"

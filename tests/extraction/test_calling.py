@@ -81,6 +81,25 @@ def test_autocast_is_the_callers():
         assert all(p.dtype == torch.float32 for p in psp.extract(net, images()).parameters())
 
 
+def with_half_the_bits(self, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        return self.b(self.a(x).relu()).to(x.dtype)
+
+
+def test_a_part_that_enters_autocast_stays_as_it_is():
+    rounding = Call(with_half_the_bits, **layers())
+    net = prune_channels(nn.Sequential(nn.Conv2d(3, 3, 1), rounding, nn.Conv2d(4, 2, 1)), **{"1.a": [1, 2, 5]})
+    smaller, x = psp.extract(net, images()), images()
+    assert difference(net, smaller, x) < 1e-6, "bfloat16 would be seen: it has 8 bits"
+    assert smaller.get_submodule("1").a.out_channels == 8
+
+
+def test_a_network_that_enters_autocast_itself_is_told_what_to_do():
+    net = prune_channels(Call(with_half_the_bits, **layers()), a=[1, 2, 5])
+    with pytest.raises(ExtractError, match=r"enters torch\.autocast.* Call the network within torch\.autocast"):
+        psp.extract(net, images())
+
+
 @pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.device("meta")])
 def test_what_is_extracted_can_be_trained_whatever_the_caller_has_made_the_default(around):
     net, x = prune_channels(Starred(), a=[1, 2, 5]), images()

@@ -49,6 +49,7 @@ SHRINK = {
     "sum": Call(lambda x: x.relu() + x.sigmoid()),
     "product": Call(lambda x: x.relu() * x),
     "transposed": Call(twice),
+    "joined features": Call(lambda x: torch.cat([x[..., 1:].relu(), x[..., :1]], -1)),
 }
 STAY = {
     "normalization": nn.LayerNorm(6),
@@ -56,6 +57,7 @@ STAY = {
     "softmax": nn.Softmax(-1),
     "unknown sum": Call(lambda x: x + x.softmax(1)),
     "gate": Call(gated, gate=nn.Linear(6, 6)),
+    "without a class token": Call(lambda x: torch.cat([x[:, :1], x[:, 1:].relu()], 1)),
     "joined tokens": Call(lambda x: torch.cat([x, x.relu()], 1)),
     "pooled": nn.AvgPool1d(3, 1, 1),
     "moved batch": Call(lambda x: x.transpose(0, 1).relu().transpose(0, 1)),
@@ -75,7 +77,8 @@ def test_operations_on_tokens(name):
 @pytest.mark.parametrize(
     ("name", "between", "width"),
     [
-        ("joined features", Call(lambda x: torch.cat([x, x.relu()], -1)), 12),
+        ("gated", Call(lambda x: torch.nn.functional.glu(x)), 3),
+        ("gated, along tokens", Call(lambda x: torch.nn.functional.glu(x[:, :4], 1)), 6),
         ("mean", Call(lambda x: x.relu().mean(1)), 6),
         ("flatten", nn.Sequential(nn.ReLU(), nn.Flatten()), 30),
         ("convolution along tokens", nn.Conv1d(5, 5, 3, padding=1), 6),

@@ -86,6 +86,8 @@ KNOWN = {
     "adaptive pools": nn.Sequential(nn.AdaptiveMaxPool2d(5), nn.AdaptiveAvgPool2d((3, 4))),
     "pool that keeps its axes": Call(lambda x: x.mean((-2, -1), keepdim=True)),
     "slice": Call(lambda x: x[:, :, ::2, 1:]),
+    "slices of channels": Call(lambda x: torch.cat([x[:, :3].relu(), x[:, 3:]], 1)),
+    "slices of channels from the end": Call(lambda x: torch.cat([x[:, -6:, ..., :].relu(), x[:, :-6]], 1)),
     "residual": Call(lambda x: x + F.relu(x) - x),
     "in place": Call(written),
     "in place methods": Call(lambda x: (x * 1.0).relu_().add_(1.0)),
@@ -118,6 +120,8 @@ UNKNOWN = {
     "zero padding": nn.ZeroPad2d((1, 0, 2, 1)),
     "padding by 0.5": Call(lambda x: F.pad(x, (1, 1), value=0.5)),
     "softmax": nn.Softmax(1),
+    "every other channel": Call(lambda x: torch.cat([x[:, ::2], x[:, 1::2].relu()], 1)),
+    "channels and pixels": Call(lambda x: torch.cat([x[:, :4, :3], x[:, 4:, :3]], 1)),
     "group norm": nn.GroupNorm(2, 8),
     "asked for the channels, too": Call(lambda x: x.reshape(*x.shape[:2], -1).view(*x.shape)),
     "shuffle": Call(lambda x: x.view(x.shape[0], 2, 4, *x.shape[2:]).transpose(1, 2).flatten(1, 2)),
@@ -166,6 +170,23 @@ def test_ends_of_a_network(name, between, last):
     assert difference(net, smaller, example()) < 1e-13
     if name not in ("linear per position", "several outputs"):
         assert smaller.conv1.out_channels in (5, 6)
+
+
+@pytest.mark.parametrize("unit", [nn.GLU(1), Call(lambda x: F.glu(x, dim=-3)), Call(lambda x: F.glu(x, 1))])
+def test_gated_linear_units_by_hand(unit):
+    """Channel k times the sigmoid of k + 4: 1 and 5, both constant, make one; 2 is constant, its gate is not."""
+    net = pruned(Net(unit, channels=4, last=nn.Conv2d(4, 4, 3)))
+    smaller = psp.extract(net, example())
+    assert difference(net, smaller, example()) < 1e-13
+    assert (smaller.conv1.out_channels, smaller.last.in_channels) == (5, 3)
+
+
+def test_what_a_gate_lets_through_of_zeros_is_nothing():
+    net = pruned(Net(Call(lambda x: F.glu(x.relu(), 1)), channels=4, last=nn.Conv2d(4, 4, 3)), channels=(1, 2))
+    net.bn1.bias.data[:], net.bn1.running_mean[:] = -1.0, 0.0
+    smaller = psp.extract(net, example())
+    assert difference(net, smaller, example()) < 1e-13
+    assert (smaller.conv1.out_channels, smaller.last.in_channels) == (4, 2)
 
 
 STATISTICS = [nn.InstanceNorm2d(8, affine=True), nn.GroupNorm(8, 8), nn.BatchNorm2d(8, track_running_stats=False)]

@@ -5,6 +5,8 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from psp.errors import ConfigError
 from psp.method.masks import encode
@@ -14,6 +16,7 @@ from psp.report.figures import save_figure
 from psp.report.figures.figure_1 import figure_1, weight_and_mask
 from psp.report.figures.figure_2 import clipped, figure_2
 from psp.report.figures.figure_3 import figure_3
+from psp.report.figures.labels import PLACES, label_points
 from psp.report.figures.networks import networks_figure
 from psp.report.figures.run import alpha_histogram, training_curve
 from psp.report.paper_tables import DENSE
@@ -239,3 +242,18 @@ def test_networks_stand_at_their_size_speed_and_error_by_data_set():
     assert bar[:, 1].tolist() == [11.5, 12.5]
     assert [text.get_text() for text in sizes.texts] == ["60 %"], "of the pruned one"
     assert figure.get_suptitle() == "a title"
+
+
+def test_labels_cover_neither_points_nor_each_other():
+    figure = Figure(layout="constrained")
+    axes = figure.subplots()
+    places = [(0.5, 0.5), (0.51, 0.5), (0.52, 0.49), (0.9, 0.1)]
+    for place in places:
+        axes.errorbar(*place, yerr=0.05, fmt="o")
+    label_points(axes, [(f"{x:.0%}", x, y, "black") for x, y in places])
+    marks = [Bbox.from_bounds(*(axes.transData.transform(place) - 3), 6, 6) for place in places]
+    assert [text.get_text() for text in axes.texts] == ["50%", "51%", "52%", "90%"]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    for index, box in enumerate(boxes):
+        assert not any(Bbox.intersection(box, other) for other in [*marks, *boxes[:index]])
+    assert axes.texts[3].xyann == PLACES[0], "a point by itself has its label where all would like to stand"

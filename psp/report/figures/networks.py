@@ -4,6 +4,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from psp.report.figures import log_ticks
+from psp.report.figures.labels import label_points
 from psp.report.figures.timing import STRUCTURE_COLORS
 from psp.report.paper_tables import DENSE
 
@@ -21,10 +22,11 @@ def networks_figure(table, title):
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(12.5, 1.6 + 3.8 * len(sets)), layout="constrained")
         panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
+    labels = {}
     for (over_parameters, over_speed), dataset in zip(panels, sets, strict=True):
         rows = table[table["dataset"] == dataset].assign(speed=lambda t: t["cpu_speed_up"].fillna(1.0))
-        _draw(over_parameters, rows, "params")
-        _draw(over_speed, rows, "speed")
+        for axes, x in ((over_parameters, "params"), (over_speed, "speed")):
+            labels[axes] = _draw(axes, rows, x)
         over_parameters.set(title=dataset, ylabel="final-epoch top-1 test error, %", xlabel="parameters", xscale="log")
         over_speed.set(xlabel="speed-up over the fastest dense network on the CPU", xscale="log")
         log_ticks(over_parameters.xaxis, lambda count: f"{count / 1e6:g} M")
@@ -34,10 +36,14 @@ def networks_figure(table, title):
     }
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.suptitle(title, fontsize=12)
+    for axes, points in labels.items():
+        label_points(axes, points)
     return figure
 
 
 def _draw(axes, rows, x):
+    """Draw the points of a panel; returns their labels, for `label_points`."""
+    labels = []
     networks = list(dict.fromkeys(rows["network"]))
     for row in rows.to_dict("records"):
         dense = row["structure"] == DENSE
@@ -47,6 +53,6 @@ def _draw(axes, rows, x):
         spread = row["top1_error_sd"] if row["seeds"] > 1 else None
         axes.errorbar(row[x], row["top1_error_pct"], yerr=spread, **style, capsize=4, linestyle="none", label=label)
         if not dense:
-            pruned, place = f"{row['structures_pruned_pct']:.0f} %", (row[x], row["top1_error_pct"])
-            axes.annotate(pruned, place, (8, 6), textcoords="offset points", fontsize=9, color=color)
+            labels.append((f"{row['structures_pruned_pct']:.0f} %", row[x], row["top1_error_pct"], color))
     axes.margins(0.12)
+    return labels
