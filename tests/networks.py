@@ -5,7 +5,7 @@ import torchvision
 from torch import nn
 
 import psp
-from psp.method.choose import without_bypass
+from psp.method.bypass import without_bypass
 
 TORCHVISION = ("resnet18", "resnet50", "densenet121", "mobilenet_v3_small", "vgg11_bn")
 MOBILE = ("mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny")  # groups, gates, layer norm

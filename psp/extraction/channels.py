@@ -3,10 +3,11 @@
 A channel is one index of a tensor's channel axis: a feature map of N×C×H×W, a feature of N×C, or of N×…×C where a
 linear layer works on the last axis, as in transformers. Which axis it is, each operation knows of its output.
 
-Going forward through the graph, each channel is either *live*, or *constant*: one value at every position, for every
-input. Pruning makes them so: a convolution whose weights for an output channel are all zero puts out its bias there,
-which batch normalization and ReLU map to another constant. Going backward, a channel is *wanted* if somebody's weights
-for it are not all zero. What is both live and wanted has to be computed; everything else can go.
+Two dataflow analyses. Going forward through the graph, constant propagation: each channel is either *live*, or
+*constant*, one value at every position, for every input. Pruning makes them so: a convolution whose weights for an
+output channel are all zero puts out its bias there, which batch normalization and ReLU map to another constant. Going
+backward, liveness: a channel is *wanted* if somebody's weights for it are not all zero. What is both live and wanted
+has to be computed; everything else can go.
 """
 
 from typing import NamedTuple

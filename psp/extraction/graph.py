@@ -11,15 +11,17 @@ import operator
 from collections import Counter
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from psp.errors import ExtractError
+from psp.method.walk import STOCHASTIC_DEPTH, is_call
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+DROPOUT_CALLS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 LATER = "meta"  # the device of a layer that is given its weights later: no time goes into random ones
 PURE = {
@@ -95,11 +97,8 @@ def _use_pure(node):
 def _is_identity(node, network):
     if node.op == "call_module":
         return type(network.get_submodule(node.target)) in (nn.Identity, *DROPOUT)
-    if node.op == "call_function" and node.target in (F.dropout, F.dropout2d):
-        arguments = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-        arguments.apply_defaults()
-        return arguments.arguments["training"] is False
-    return False
+    drops = is_call(node, DROPOUT_CALLS, STOCHASTIC_DEPTH)  # all of them in training unless they are told otherwise
+    return drops and (_given(node, "training") is False or _given(node, "p") == 0)
 
 
 def calls(network):
@@ -154,6 +153,19 @@ def _with_affine(norm):
     norm._parameters = {"weight": nn.Parameter(torch.ones_like(norm.running_mean))}
     norm._parameters["bias"] = nn.Parameter(torch.zeros_like(norm.running_mean))
     return norm
+
+
+def run(node, values):
+    """What a function or method node makes of other values: `values(read)` for each node that it reads."""
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values)
+    if node.op == "call_method":
+        return getattr(args[0], node.target)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)
+
+
+def dim_of(node, place=1):
+    """The `dim` that a function or method was called with, by its name or as that argument; 0 if with none."""
+    return node.kwargs.get("dim", node.args[place] if len(node.args) > place else 0)
 
 
 def describe(node):

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import CONVOLUTION, TRANSPOSED, calls
+from psp.extraction.graph import CONVOLUTION, TRANSPOSED, calls, dim_of
 from psp.extraction.groups import Grouped
 from psp.extraction.layers import Weighted, channel_axis
 from psp.extraction.norms import NORMS, normalization
@@ -31,7 +31,7 @@ from psp.extraction.reduce import MEANS, SOFTMAX, SUMS_ALONG, reduction
 from psp.extraction.regroup import question, regroup
 from psp.extraction.resize import Resize, is_resize
 from psp.extraction.shapes import has_channels, same_shape
-from psp.method.choose import PRODUCTS
+from psp.method.graph import PRODUCTS
 
 ACTIVATIONS = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh,
@@ -209,17 +209,15 @@ def _pad(node, pads, mode, value):
 
 
 def _cat(node):
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     if not isinstance(node.args[0], (tuple, list)):
         return Op(node)
     axis = node.args[0][0].meta["op"].axis
-    return Concatenate(node) if _along(node, axis) and dim % len(node.meta["shape"]) == axis else Op(node)
+    return Concatenate(node) if _along(node, axis) and dim_of(node) % len(node.meta["shape"]) == axis else Op(node)
 
 
 def _stacks(node):
     """Whether a node stacks its tensors along a new axis between the batch and their channels."""
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
-    return dim == 1 and len(set(node.args[0])) == len(node.args[0]) and same_shape(*node.args[0])
+    return dim_of(node) == 1 and len(set(node.args[0])) == len(node.args[0]) and same_shape(*node.args[0])
 
 
 def _two(node, target):

@@ -9,10 +9,11 @@ reads all, and all that it puts out is live.
 import copy
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn import functional as F
 
 from psp.extraction.channels import Channels, along_axis
+from psp.extraction.graph import run
 from psp.extraction.shapes import has_channels
 
 
@@ -46,7 +47,10 @@ class Op:
 
 
 class Turn(Op):
-    """A tensor as it is, its channels counted along another axis, about which nothing is known."""
+    """Counts the channels of a tensor along another axis, and computes nothing.
+
+    What was known of the old ones is lost, and all of them are kept.
+    """
 
     def emit(self, builder, wanted):
         return builder.whole(self.node.args[0]), torch.ones_like(wanted)
@@ -83,12 +87,7 @@ class Pointwise(Unary):
 
     def of_constants(self, x):
         """The function of a tensor of constants, in float64."""
-        args, kwargs = fx.map_arg((self.node.args, dict(self.node.kwargs)), lambda _: x)
-        if self.node.op == "call_module":
-            return self.module(*args, **kwargs).flatten()
-        if self.node.op == "call_method":
-            return getattr(args[0], self.node.target)(*args[1:], **kwargs).flatten()
-        return self.node.target(*args, **kwargs).flatten()
+        return (self.module(x) if self.node.op == "call_module" else run(self.node, lambda _: x)).flatten()
 
 
 class ByChannel(Pointwise):

@@ -3,9 +3,9 @@
 import operator
 
 import torch
-from torch import fx
 
 from psp.extraction.channels import Channels
+from psp.extraction.graph import dim_of, run
 from psp.extraction.ops import Op
 from psp.extraction.regroup import is_fixed, of_layer
 
@@ -100,7 +100,7 @@ def is_part(node):
     ):
         return False
     read = chunks.all_input_nodes[0]
-    dim = chunks.kwargs.get("dim", chunks.args[2] if len(chunks.args) > 2 else 0)
+    dim = dim_of(chunks, place=2)
     return isinstance(dim, int) and dim % len(read.meta["shape"]) == read.meta["op"].axis
 
 
@@ -109,7 +109,5 @@ def part(node):
     chunks, index = node.args
     read = chunks.all_input_nodes[0]
     tried = torch.empty(read.meta["shape"], device="meta")
-    args, kwargs = fx.map_arg((chunks.args, dict(chunks.kwargs)), lambda _: tried)
-    function = chunks.target if callable(chunks.target) else getattr(torch.Tensor, chunks.target)
-    lengths = [chunk.shape[read.meta["op"].axis] for chunk in function(*args, **kwargs)]
+    lengths = [chunk.shape[read.meta["op"].axis] for chunk in run(chunks, lambda _: tried)]
     return Part(node, read, sum(lengths[: index % len(lengths)]))

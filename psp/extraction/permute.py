@@ -1,8 +1,8 @@
 """Axes in another order: where that of the channels goes."""
 
 import torch
-from torch import fx
 
+from psp.extraction.graph import run
 from psp.extraction.ops import Op, Unary
 
 PERMUTATIONS = {torch.permute, torch.movedim, torch.moveaxis, torch.transpose, torch.swapaxes, torch.swapdims}
@@ -14,8 +14,6 @@ def permutation(node):
     read = node.all_input_nodes[0]
     lengths = torch.Size(range(2, 2 + len(read.meta["shape"])))
     tried = torch.empty(lengths, device="meta")
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda _: tried)
-    function = node.target if callable(node.target) else getattr(torch.Tensor, node.target)
-    moved = function(*args, **kwargs).shape
+    moved = run(node, lambda _: tried).shape
     axis = moved.index(lengths[read.meta["op"].axis])
     return Unary(node, axis=axis) if moved[0] == lengths[0] else Op(node)

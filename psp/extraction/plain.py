@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from psp.extraction.graph import BATCHNORM, CONVOLUTION, LATER
+from psp.extraction.graph import BATCHNORM, CONVOLUTION, LATER, run
 from psp.extraction.names import free_name
 
 CONVOLUTIONS = dict(zip((F.conv1d, F.conv2d, F.conv3d), CONVOLUTION, strict=True))
@@ -124,13 +124,8 @@ def _values(network, behind):
     """{node: its tensor} of the nodes `behind`, in the order of execution."""
     values = {}
     for node in (n for n in network.graph.nodes if n in behind):
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
-        if node.op == "get_attr":
-            values[node] = operator.attrgetter(node.target)(network)
-        elif node.op == "call_method":
-            values[node] = getattr(args[0], node.target)(*args[1:], **kwargs)
-        else:
-            values[node] = node.target(*args, **kwargs)
+        own = node.op == "get_attr"
+        values[node] = operator.attrgetter(node.target)(network) if own else run(node, values.__getitem__)
     return values
 
 

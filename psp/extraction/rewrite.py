@@ -19,7 +19,7 @@ NARROW = 0.2
 class SelectChannels(nn.Module):
     """N×C×… to N×C'×…, or N×…×C to N×…×C': the channels `index` of an axis, in which C and above are `constants`."""
 
-    selects_channels = True  # by which psp.parameterize and psp.extract know that its code is not to be followed
+    made_by_extract = True  # as of psp.kernels.columns
 
     def __init__(self, index, constants=None, axis=1):
         super().__init__()
@@ -100,7 +100,11 @@ class Builder:
         return self.insert(self.name(node, "channels"), SelectChannels(source[want], constants, axis), self.new[node])
 
     def about(self, node, want, narrow=True):
-        """(new node, its channels ⊇ want): no selection if few of the channels are of no use, or if not `narrow`."""
+        """(new node, mask of the channels that it carries): of `node` at least the channels `want`.
+
+        The tensor as it is while at most a share NARROW of its channels is of no use, or if not `narrow`; otherwise a
+        selection of just `want`.
+        """
         carried = self.carried[node]
         useless = int((carried & ~want).sum())
         if (want & ~carried).any() or (narrow and useless > NARROW * int(carried.sum())):

@@ -3,7 +3,7 @@
 from operator import attrgetter
 
 from psp.kernels.spread import SpreadWeight, outputs_first, spread
-from psp.method.choose import LAYERS
+from psp.method.graph import LAYERS
 
 # Fewer zeros than these in a weight are not worth saying where they are.
 WORTH = 8

@@ -14,7 +14,8 @@ from torch import fx
 from psp.errors import ExtractError
 from psp.extraction.answers import Answers, Asking
 from psp.extraction.names import check_names, renamed
-from psp.method.choose import line_of
+from psp.kernels.spread import Spread
+from psp.method.graph import line_of
 
 
 class Tracer(fx.Tracer):
@@ -36,8 +37,8 @@ class Tracer(fx.Tracer):
         self.autocast = _autocast()
 
     def is_leaf_module(self, module, name):
-        opaque = name in self.opaque or getattr(module, "selects_channels", False)
-        return opaque or super().is_leaf_module(module, name)
+        ours = getattr(module, "made_by_extract", False) and not isinstance(module, Spread)  # whose code is the user's
+        return ours or name in self.opaque or super().is_leaf_module(module, name)
 
     def call_module(self, module, forward, args, kwargs):
         if self.answering:
@@ -143,7 +144,11 @@ def trace(model, inputs=None):
 
 @contextmanager
 def _unchanged(model):
-    """What a network's code assigns to its modules while it is traced is no tensor: they get back what they had."""
+    """What a network's code assigns to its modules while it is traced is no tensor: they get back what they had.
+
+    The network is a copy already (psp.method.graph, which looks at the user's own, makes one instead of this); what
+    torch.fx adds to it, such as constants, has to stay, since `Answers` needs it.
+    """
     stores = [store for module in model.modules() for store in (module.__dict__, module._buffers)]
     before = [dict(store) for store in stores]
     try:

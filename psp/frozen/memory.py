@@ -1,4 +1,4 @@
-"""Where the results of a network's operations lie: those share memory that are not needed at the same time."""
+"""Where the results of a network's operations lie, first fit by liveness: what is not needed at once shares memory."""
 
 from psp.frozen.values import CONV, POINTWISE
 

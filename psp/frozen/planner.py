@@ -1,8 +1,8 @@
 """A network as the short list of operations that `lanes.c` and `pixels.c` run.
 
-Most of a graph is no work of its own. What selects channels or pixels, puts in constants, scales or concatenates is
-only noted in a `Value`, and the next convolution or sum reads from where that says. A ReLU belongs to the operation
-before it, a residual sum to the convolution whose output it adds. Zeros are left out.
+Operator fusion: most of a graph is no work of its own. What selects channels or pixels, puts in constants, scales or
+concatenates is only noted in a `Value`, and the next convolution or sum reads from where that says. A ReLU belongs to
+the operation before it, a residual sum to the convolution whose output it adds. Zeros are left out.
 """
 
 from torch import fx
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map_only
 
 from psp.errors import KernelError
 from psp.extraction.graph import describe
-from psp.frozen.rules import CHANNELS_LAST, FLAT, FUNCTIONS, MODULES, rule_of
+from psp.frozen.rules import CHANNELS_LAST, FLAT, FUNCTIONS, MODULES
 from psp.frozen.values import COMBINE, Operation, Value, require
 from psp.kernels.spread import kind_of
 
@@ -43,7 +43,7 @@ class Planner(fx.Interpreter):
 
     def call_function(self, target, args, kwargs):
         found = has_value(args, kwargs)
-        return self.apply(rule_of(target), *args, **kwargs) if found else target(*args, **kwargs)
+        return self.apply(FUNCTIONS[target], *args, **kwargs) if found else target(*args, **kwargs)
 
     def call_method(self, target, args, kwargs):
         found = has_value(args, kwargs)

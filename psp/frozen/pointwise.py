@@ -105,12 +105,6 @@ def same(plan, x, *_, **__):
     return x
 
 
-def dropout(plan, x, p=0.5, training=True, inplace=False):
-    """Of a network in evaluation mode; one that drops there, too, has a `training` of its own."""
-    require(not training or p == 0)
-    return x
-
-
 def batch_norm(plan, x, mean, var, weight=None, bias=None, training=False, momentum=None, eps=1e-5):
     require(not training)
     scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight)

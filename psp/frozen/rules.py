@@ -26,7 +26,6 @@ ACTIVATIONS = {
 ACTIVATE = {kind: partial(pointwise.activate, kind=kind) for kind in ACTIVATIONS}
 
 MODULES = {
-    **dict.fromkeys((nn.Identity, nn.Dropout, nn.Dropout2d), pointwise.same),
     **dict.fromkeys((nn.Conv2d, ColumnSparseConv2d), convolutions.convolution),
     nn.Sequential: convolutions.padded_convolution,
     nn.ConvTranspose2d: convolutions.transposed,
@@ -62,7 +61,6 @@ FUNCTIONS = {
     F.layer_norm: pointwise.layer_norm,
     F.batch_norm: pointwise.batch_norm,
     **dict.fromkeys((check_size, "contiguous"), pointwise.same),  # of one size it is anyway
-    F.dropout: pointwise.dropout,
     F.pad: pointwise.pad,
     F.avg_pool2d: sampling.pool,
     F.max_pool2d: sampling.max_pool,
@@ -74,19 +72,10 @@ FUNCTIONS = {
     **dict.fromkeys((torch.mean, "mean"), sampling.mean),
     **{function: ACTIVATE[kind] for kind, (_, *functions) in ACTIVATIONS.items() for function in functions},
 }
-# Of packages that are imported late, or not there.
-NAMED = {"torchvision.ops.stochastic_depth.stochastic_depth": pointwise.same}
 
 # Rules for values of several pixels that their readers take as flat, and for those with channels as the last axis.
-FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same, pointwise.dropout}
+FLAT = {MODULES[nn.Linear], convolutions.linear, pointwise.same}
 CHANNELS_LAST = FLAT | {
     pointwise.add, pointwise.subtract, pointwise.multiply, pointwise.divide, pointwise.permute, pointwise.layer_norm,
     pointwise.gelu, pointwise.select, pointwise.pad, MODULES[nn.LayerNorm], MODULES[nn.GELU], *ACTIVATE.values(),
 }  # fmt: skip
-
-
-def rule_of(function):
-    """The rule of a function. Raises KeyError if there is none."""
-    if function in FUNCTIONS:
-        return FUNCTIONS[function]
-    return NAMED[f"{function.__module__}.{function.__qualname__}"]

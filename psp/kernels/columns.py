@@ -22,7 +22,7 @@ class ColumnSparseConv2d(nn.Module):
         stride, padding, dilation: as of nn.Conv2d, one integer for each axis of the kernel.
     """
 
-    without_zeros = True  # psp.parameterize tells by it that this is no layer to be pruned any more
+    made_by_extract = True  # torch.fx does not follow its code, and nothing in it is left to be pruned
 
     def __init__(self, weight, bias, stride, padding, dilation):
         super().__init__()

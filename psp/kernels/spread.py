@@ -52,7 +52,7 @@ class SpreadWeight(nn.Module):
 class Spread:
     """What `spread` puts before the class of a layer, whose own forward reads `weight`."""
 
-    without_zeros = True  # as of psp.kernels.columns
+    made_by_extract = True  # as of psp.kernels.columns
 
     @property
     def weight(self):

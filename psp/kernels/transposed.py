@@ -23,7 +23,7 @@ class ColumnSparseConvTranspose2d(nn.Module):
             output_padding is less than stride.
     """
 
-    without_zeros = True  # as of psp.kernels.columns
+    made_by_extract = True  # as of psp.kernels.columns
     transposed = True  # as of torch's own
 
     def __init__(self, weight, bias, stride, padding, output_padding, dilation):

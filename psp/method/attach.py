@@ -10,7 +10,8 @@ import math
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import check_bypass, check_unwrapped, choose_structures
+from psp.method.bypass import check_bypass
+from psp.method.choose import check_unwrapped, choose_structures
 from psp.method.coupling import meeting
 from psp.method.heads import projections
 from psp.method.place import normalizations, sharing

@@ -9,13 +9,13 @@ from collections import defaultdict
 
 import torch
 
-from psp.method.choose import BY_CHANNEL, BY_IMAGE, LAYERS, PRODUCTS, traced
+from psp.method.graph import BY_CHANNEL, BY_IMAGE, LAYERS, PRODUCTS, traced
 from psp.method.walk import (
     BENDING_CALLS,
     BENDING_MODULES,
     PASSING_CALLS,
     PASSING_MODULES,
-    PASSING_NAMES,
+    STOCHASTIC_DEPTH,
     is_call,
     is_depthwise,
 )
@@ -31,7 +31,8 @@ KEEPING_CALLS = (*PASSING_CALLS, *BENDING_CALLS)
 def meeting(model, names):
     """Lists of those of the layers `names`, in the order of execution, whose output channels meet in sums.
 
-    Raises ConfigError where torch.fx cannot trace the network.
+    By union-find over the graph: a sum joins the sets of what it adds. Raises ConfigError where torch.fx cannot trace
+    the network.
     """
     graph, roots = traced(model), {}
 
@@ -84,11 +85,11 @@ def _keeps_channels(node, model):
     module = model.get_submodule(node.target) if node.op == "call_module" else None
     if isinstance(module, LAYERS):
         return is_depthwise(module)
-    return isinstance(module, KEEPING_MODULES) or is_call(node, KEEPING_CALLS, PASSING_NAMES)
+    return isinstance(module, KEEPING_MODULES) or is_call(node, KEEPING_CALLS, STOCHASTIC_DEPTH)
 
 
 def _led_to(graph, model):
-    """The nodes of a graph that a layer's output goes into, and the layers' own."""
+    """All nodes downstream of some layer, the layers among them: only these carry channels that can meet in a sum."""
     found = set()
     for node in graph.nodes:
         layer = node.op == "call_module" and isinstance(model.get_submodule(node.target), LAYERS)

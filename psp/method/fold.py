@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from psp.errors import ConfigError
-from psp.method.choose import check_network, traced
+from psp.method.choose import check_network
+from psp.method.graph import traced
 from psp.method.pruners import affine, check_together, originals, parametrizations, scaled_normalizations
 
 

@@ -1,10 +1,10 @@
 """Where the α of a layer stand, by what follows it in the network.
 
-Batch normalization divides each channel by its own standard deviation: an α that multiplies the channel before it
-cancels, (α·x − α·m)/(α·s) = (x − m)/s. The loss does not see it, and weight decay shrinks all such α alike. So does
-the α of a whole layer before any normalization. Multiplied into γ and β, behind the normalization, it is seen; and
-since γ and β decay too, the product γ·α has the penalty of the group lasso again
-(notebooks/why_weight_decay_prunes.ipynb).
+A network is scale-invariant in weights before a normalization. Batch normalization divides each channel by its own
+standard deviation: an α that multiplies the channel before it cancels, (α·x − α·m)/(α·s) = (x − m)/s. The loss does not
+see it, and weight decay shrinks all such α alike. So does the α of a whole layer before any normalization. Multiplied
+into γ and β, behind the normalization, it is seen; and since γ and β decay too, the product γ·α has the penalty of the
+group lasso again (notebooks/why_weight_decay_prunes.ipynb).
 
 There it can be hidden again: γ and β of a normalization, all times α, go through ReLU and the next convolution into the
 next normalization, which divides by α; and so do those of one channel through a depthwise convolution. So α goes on to
@@ -21,7 +21,7 @@ readers.
 import warnings
 
 from psp.errors import ConfigError
-from psp.method.choose import traced
+from psp.method.graph import traced
 from psp.method.tried import takes_scale_out
 from psp.method.walk import Walk
 

@@ -16,7 +16,7 @@ from numbers import Real
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from psp.errors import ConfigError
-from psp.method.choose import NORMALIZATIONS
+from psp.method.graph import NORMALIZATIONS
 from psp.method.parameterize import structure_parameters
 from psp.method.pruners import affine, originals, scaled_normalizations
 

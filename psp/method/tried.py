@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from psp.method.choose import LAYERS
+from psp.method.graph import LAYERS
 
 TORCHS = ("torch.nn.", "torch.ao.")
 

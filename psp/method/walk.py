@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from psp.method.choose import BY_CHANNEL, LAYERS, NORMALIZATIONS, check_initialized, queries_shape
+from psp.method.choose import check_initialized
+from psp.method.graph import BY_CHANNEL, LAYERS, NORMALIZATIONS, queries_shape
 from psp.method.tried import is_silenced_by_zeros
 
 # Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
@@ -21,7 +22,7 @@ PASSING_CALLS += (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.interpolat
 PASSING_CALLS += (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 PASSING_CALLS += (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 # Of a package that is imported late, or not there.
-PASSING_NAMES = ("torchvision.ops.stochastic_depth.stochastic_depth",)
+STOCHASTIC_DEPTH = ("torchvision.ops.stochastic_depth.stochastic_depth",)
 # Activations that keep 0, but not every factor: behind them a normalization hides α the more the smaller it is.
 BENDING_MODULES = (nn.ReLU6, nn.Hardtanh, nn.SiLU, nn.GELU, nn.ELU, nn.SELU, nn.CELU, nn.Hardswish, nn.Mish, nn.Tanh)
 BENDING_CALLS = (F.relu6, F.hardtanh, F.silu, F.gelu, F.elu, F.selu, F.celu, F.hardswish, F.mish, torch.tanh, "tanh")
@@ -81,7 +82,11 @@ def _axes_of(node):
 
 
 class Walk:
-    """The walk from one layer; of a `whole` one with all of its α, otherwise with those of its channels."""
+    """Follows one layer's output through the graph to the normalizations in which its α would cancel.
+
+    `whole`: the layer has a single α, which cancels in any normalization; otherwise one for each output channel, which
+    cancels only where channels are normalized one by one.
+    """
 
     def __init__(self, model, whole, layer):
         self.model = model
@@ -144,7 +149,9 @@ class Walk:
         return (first, count) == (0, len(self.model.get_submodule(norm.target).weight))
 
     def _ends(self, node, count, first=None):
-        """(node, first, count) of each normalization that `node` ends in; empty if anything else sees its values.
+        """(node, first, count) of each normalization that every way from `node` leads to, depth first.
+
+        Empty as soon as one way leads to anything else that sees its values.
 
         `count` is that of the channels that α multiplies, `first` of those that stand before them; None where nothing
         was concatenated.
@@ -188,7 +195,7 @@ class Walk:
             passed = is_depthwise(module) or (self.whole and first is None)
             return passed and (module.bias is None or self._removes_constants(node))
         calls = PASSING_CALLS + BENDING_CALLS + (MOVING_CALLS if self.whole else ())
-        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or is_call(node, calls, PASSING_NAMES)
+        return isinstance(module, PASSING_MODULES + BENDING_MODULES) or is_call(node, calls, STOCHASTIC_DEPTH)
 
     def _removes_constants(self, node):
         """Whether all that reads a node takes the mean from each channel, and so a layer's bias."""

@@ -5,7 +5,7 @@ import tempfile
 import torch
 
 from psp.data.sets import load
-from psp.errors import ConfigError
+from psp.errors import DataError
 from psp.runs.record import record_of
 from psp.training.fast import can_build
 from psp.training.train import train
@@ -14,13 +14,13 @@ from psp.training.train import train
 def check(profile, run):
     """Train a run that has a record once more, into a folder that is thrown away, and compare the two, in words.
 
-    By the same number of threads and, where this machine has it, the same step, on the same kind of device. Raises
-    ConfigError, before any training, where the run has no record or the images at hand are others.
+    By the same number of threads and, where this machine has it, the same step, on the same kind of device. Raises,
+    before any training, ConfigError where the run has no record and DataError where the images at hand are others.
     """
     recorded = record_of(profile, run)
     config, found = profile.config(run), load(profile.config(run).dataset).summary()
     if found != recorded["data"]:
-        raise ConfigError(f"{run} was trained on {recorded['data']}, and the images at hand are {found}")
+        raise DataError(f"{run} was trained on {recorded['data']}, and the images at hand are {found}")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(recorded["provenance"]["threads"])
@@ -33,11 +33,10 @@ def check(profile, run):
 
 def way(origin):
     """Device and step of a provenance as arguments of `psp.train`; of a GPU, which this machine may lack, neither."""
-    step = origin.get("step", {})
     if not origin["device"].endswith("cores"):
         return {}
-    here = step and step["kernels"] in ("plain", *can_build())
-    return {"device": "cpu", "step": step if here else None}
+    here = origin["step"]["kernels"] in ("plain", *can_build())
+    return {"device": "cpu", "step": origin["step"] if here else None}
 
 
 def compared(recorded, again):
@@ -58,7 +57,6 @@ def compared(recorded, again):
 def how(record):
     """How a run was computed, in words: other kernels, threads and libraries round differently."""
     origin = record["provenance"]
-    step = origin.get("step", {})
-    computed = f"by {step['kernels']} kernels in {step['precision']}" if step else "by an unknown step"
+    computed = f"by {origin['step']['kernels']} kernels in {origin['step']['precision']}"
     threads = f"{origin['threads']} thread{'s' * (origin['threads'] != 1)}"
     return f"{computed}, {threads}, torch {origin['versions']['torch']}, {origin['device']}"

@@ -52,6 +52,12 @@ def share_near(counts, low, high, threshold, factor=3.0):
     return float(np.asarray(counts)[near].sum() / max(np.sum(counts), 1))
 
 
+def share_below(counts, low, high, cut):
+    """Share of the counts whose bin centre lies below `cut`, a log10|α|; NaN where that is missing."""
+    below = centers(low, high, len(counts)) < cut
+    return float(np.asarray(counts)[below].sum() / max(np.sum(counts), 1)) if np.isfinite(cut) else float("nan")
+
+
 def centers(low, high, bins):
     """The middle of each of so many equal bins from `low` to `high`."""
     edges = np.linspace(low, high, bins + 1)

@@ -9,24 +9,18 @@ taken within a seed, from the same initial weights and order of images. The inte
 with no correction for their number. Errors between two points of a series are linear, which is above a curve that is
 convex, so that series whose sparsity is not prescribed are rather a little better than is said here.
 
-The interval was brought in when seeds 1 and 2 of three series had been run; that a difference which is surely small
-refutes a claim, and the last two pairs of series, after the runs of three epochs and before any of eighteen; that one
-seed decides no order, when 12 of the 75 runs of eighteen epochs had been run; that all seeds must reach a sparsity,
-when 40 of the 77 had. None of this makes a claim easier. That a largest sparsity, too, is by differences within a seed
-was brought in when 70 had been run; it is claimed of the paper's network alone, which has not.
+What was brought in when is said in results/README.md, "What was fixed when".
 """
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from psp.method.methods import PRESCRIBED
+from psp.report.intervals import half_width, holm, interval, p_value, seeds_to_decide
 from psp.report.tables import SERIES, baseline_error, figure_3_points, figure_3_reference
 
 ERROR_TOLERANCE = 0.5  # points of error
 SPARSITY_TOLERANCE = 10.0  # points of sparsity
-CONFIDENCE = 0.95  # of the interval (Student's t) that must leave out 0, or all that is above the tolerance
-MOST_SEEDS = 100  # beyond which nobody will ask for more
 ABOUT_BASELINE = 0.2  # points of error; it separates the paper's own marks at 40, 50 and 76 %
 HIGH_SPARSITY = (70.0, 80.0)  # where the paper prescribes a sparsity of 70 % and above
 FULL_SCHEDULE = 100  # epochs
@@ -45,6 +39,9 @@ OPEN = "open until all runs are in"
 def figure_3_claims(runs, configs, complete=True):
     """Table of claims: what the paper says, what came out, the tolerance, and whether the claim holds.
 
+    Of an order also the 95 % interval of the difference, and the p of no difference, corrected for the number of the
+    orders by Holm; the verdict is without that correction.
+
     Args:
         runs: of `psp.report.tables.figure_3_runs`.
         configs: the RunConfigs of the profile, which decide what it can test.
@@ -56,8 +53,11 @@ def figure_3_claims(runs, configs, complete=True):
     rows += [_largest_sparsity_claim(points, s, value, same_network) for s, value in PAPER_LARGEST_SPARSITY.items()]
     cifar = all(c.dataset == "cifar10" for c in configs)
     of_numbers = len(rows)
-    rows += [_order_claim(runs, *claimed, cifar) for claimed in orders()]
+    margins = [_margins(runs, *claimed) for claimed in orders()]
+    rows += [_order_claim(runs, *claimed, own, cifar) for claimed, own in zip(orders(), margins, strict=True)]
     table = pd.DataFrame(rows, columns=["claim", "paper", "ours", "tolerance", "verdict"])
+    table.insert(3, "95 % interval", ["–"] * of_numbers + [interval(m) for m in margins])
+    table.insert(4, "p, by Holm", np.append([np.nan] * of_numbers, holm([p_value(m) for m in margins])))
     if not complete:
         tested = [same_network] * of_numbers + [cifar] * (len(rows) - of_numbers)
         table["verdict"] = np.where(tested, OPEN, NOT_TESTED)
@@ -110,14 +110,13 @@ def _largest_sparsity_claim(points, series, paper, tested):
     return (claim, f"{paper:.0f}", _number(ours, 1), f"± {SPARSITY_TOLERANCE:.0f}", verdict)
 
 
-def _order_claim(runs, better, worse, level, tested):
-    """Whether `better` is better than `worse` at a sparsity: by the errors of each seed, the rule above."""
+def _order_claim(runs, better, worse, level, margins, tested):
+    """Whether `better` is better than `worse` at a sparsity: by `_margins`, those of each seed, and the rule above."""
     claim = f"{SERIES[better]} < {SERIES[worse]} at {level:.0f} %, errors in %"
     theirs, ours = (
         errors_by_seed(figure_3_reference(), (better, worse), level),
         errors_by_seed(runs, (better, worse), level),
     )
-    margins = ours[:, 1] - ours[:, 0]
     text, seeds = _pair(ours) + difference(margins), runs["seed"].nunique()
     if 0 < len(margins) < seeds:
         text += f" ({len(margins)} of {seeds} seeds)"
@@ -125,6 +124,12 @@ def _order_claim(runs, better, worse, level, tested):
     if tested and 0 < len(margins) < seeds:  # which ones reach a sparsity is part of what comes out
         verdict = f"undecided: {len(margins)} of {seeds} seeds have both at this sparsity"
     return (claim, _pair(theirs), text, f"{ERROR_TOLERANCE} points", verdict)
+
+
+def _margins(runs, better, worse, level):
+    """Points by which the error of `better` is below that of `worse`, of each seed."""
+    ours = errors_by_seed(runs, (better, worse), level)
+    return ours[:, 1] - ours[:, 0]
 
 
 def errors_by_seed(runs, series, level):
@@ -156,25 +161,6 @@ def order_verdict(margins, tolerance):
     if abs(margin) + half < tolerance:
         return "does not hold: level, within the tolerance"
     return "holds" if claimed else "does not hold"
-
-
-def seeds_to_decide(distance, deviation):
-    """So many seeds, in words, would leave what is at `distance` from the mean out of the interval.
-
-    If mean and standard deviation stayed as they are; as these vary, with about even odds.
-    """
-    found = (n for n in range(2, MOST_SEEDS + 1) if _half_width(deviation, n) < distance)
-    wanted = next(found, None)
-    return f"more than {MOST_SEEDS} seeds" if wanted is None else f"about {wanted} seeds"
-
-
-def half_width(values):
-    """Of the confidence interval of their mean, by Student's t: t·s/√n."""
-    return _half_width(values.std(ddof=1), len(values))
-
-
-def _half_width(deviation, count):
-    return stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / count**0.5
 
 
 def _seeds(points, series):

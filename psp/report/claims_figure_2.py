@@ -3,8 +3,7 @@
 What the paper has in numbers is not available to us. Ours are of the last epoch, of all layers together, by the
 histograms of log10|α| in run records; α that all lie in one bin have a separability of 0. Two settings are compared,
 one of each regularizer, whose mean sparsities are closest, seed by seed; a claim is decided as in `psp.report.claims`.
-Claims and tolerances were written down when no run of eighteen epochs by ℓ1 regularization had been, and those of three
-epochs and trials were known; that all seeds are of the same two settings, when four such runs had been, of one seed.
+What was written down when is said in results/README.md, "What was fixed when".
 """
 
 from itertools import product

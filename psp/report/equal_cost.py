@@ -13,7 +13,7 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.method.methods import THRESHOLDED
-from psp.report.claims import half_width
+from psp.report.intervals import half_width
 from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
 from psp.timing.networks import cost_left
@@ -120,20 +120,20 @@ def equal_cost_table(equal):
     return table.loc[order].reset_index(drop=True)
 
 
-def differences(equal):
+def differences(equal, at="mac_reduction"):
     """Points by which one method's error is below another's at equal cost, over the seeds that have both.
 
-    A row for each pair of methods and reduction; of two methods the later one in `equal` is the first of a pair.
-    `below_by_sd` is the sample standard deviation over seeds, `half_width` that of the 95 % interval of the mean, by
-    Student's t; both are missing where there is one seed.
+    A row for each pair of methods and value of the column `at`, by default their reduction; of two methods the later
+    one in `equal` is the first of a pair. `below_by_sd` is the sample standard deviation over seeds, `half_width` that
+    of the 95 % interval of the mean, by Student's t; both are missing where there is one seed.
     """
     methods, rows = list(dict.fromkeys(equal["method"]))[::-1], []
-    for reduction, table in equal.groupby("mac_reduction"):
+    for value, table in equal.groupby(at):
         errors = table.pivot(index="seed", columns="method", values="test_error_pct").reindex(columns=methods)
         for one, other in combinations(methods, 2):
             margins = (errors[other] - errors[one]).dropna().to_numpy()
             if len(margins):
-                spread = (margins.std(ddof=1), half_width(margins)) if len(margins) > 1 else (np.nan, np.nan)
-                rows.append((reduction, f"{one} against {other}", len(margins), margins.mean(), *spread))
-    columns = ["mac_reduction", "compared", "seeds", "below_by", "below_by_sd", "half_width"]
+                spread = (margins.std(ddof=1) if len(margins) > 1 else np.nan, half_width(margins))
+                rows.append((value, f"{one} against {other}", len(margins), margins.mean(), *spread))
+    columns = [at, "compared", "seeds", "below_by", "below_by_sd", "half_width"]
     return pd.DataFrame(rows, columns=columns)

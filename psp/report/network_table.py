@@ -26,8 +26,10 @@ SETTING = [*KEYS, "method", "setting"]
 ERRORS = {"top1_error_pct": ("top1_error_pct", "mean"), "top1_error_sd": ("top1_error_pct", "std")}
 ERRORS |= {"above_dense": ("above_dense", mean_of_all), "above_dense_sd": ("above_dense", deviation_of_all)}
 ERRORS["top5_error_pct"] = ("top5_error_pct", mean_of_all)  # not in every record
-TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "gpu_speed_up"]
-COLUMNS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *TIMED]
+TIMED = ["params", "macs", "mac_reduction", "cpu_speed_up", "cpu_realised", "cpu_speed_up_others", "gpu_speed_up"]
+# Of the timed run itself, beside what it costs: other seeds may have pruned another share.
+OWN = {"timed_pruned_pct": "structures_pruned_pct", "timed_above_dense": "above_dense"}
+COLUMNS = [*SETTING, "seeds", "structures_pruned_pct", *ERRORS, *OWN, *TIMED]
 
 
 def read_table(profiles):
@@ -54,7 +56,8 @@ def network_table(records, cpu, gpu, batch):
 
     Errors are means over seeds, `…_sd` their sample standard deviation; `above_dense` is the difference to the dense
     network of the same seed, in points, missing unless every seed has one. Parameters, multiply-accumulates and
-    speed-ups are those of the timed runs. Raises ConfigError for two runs of one setting and one seed.
+    speed-ups are those of the timed runs, and so are the share that is pruned and the points above the dense network in
+    `timed_…`. Raises ConfigError for two runs of one setting and one seed.
     """
     runs = pd.DataFrame([_row(run, record) for run, record in records.items()])
     check_seeds(runs, SETTING)
@@ -62,6 +65,7 @@ def network_table(records, cpu, gpu, batch):
     runs["above_dense"] = above_dense(runs, runs[is_dense], "top1_error_pct", ["dataset", "network", "seed"])
     runs = runs.join(_timed(cpu, gpu, batch), on="run").join(_dense_costs(cpu), on="run")
     timed = runs["cpu_speed_up"].notna()
+    runs = runs.assign(**{name: runs[column].where(timed) for name, column in OWN.items()})
     for column in ("params", "macs"):
         known = runs.groupby(["dataset", "network"])[f"dense_{column}"].transform("first")
         runs[column] = runs[column].where(~is_dense, known)
@@ -71,7 +75,7 @@ def network_table(records, cpu, gpu, batch):
         seeds=("seed", "nunique"),
         structures_pruned_pct=("structures_pruned_pct", "mean"),
         **ERRORS,
-        **{column: (column, "mean") for column in measured},
+        **{column: (column, "mean") for column in (*OWN, *measured)},
     )
     if "networks" not in gpu:
         table["gpu_speed_up"] = NO_GPU

@@ -8,9 +8,10 @@ import pandas as pd
 from psp.errors import ConfigError
 from psp.files import ROOT
 from psp.method.methods import THRESHOLDED
-from psp.report.bimodality import median, separability, share_near
+from psp.report.bimodality import median, separability, share_below, share_near
 from psp.runs.record import record_of
 
+DIFFERENCES = dict.fromkeys(("below_by", "below_by_sd", "half_width"), "{:.2f}")  # how their columns are written
 REFERENCE = ROOT / "results" / "reference"
 # What the seeds of a point of Figure 3 have in common.
 POINT = ["series", "sparsity", "structure_decay", "threshold", "prune_at"]
@@ -74,6 +75,7 @@ def figure_2_table(records):
     """One row for each run that learns α: how clearly its |α| fall into two groups.
 
     `separability` as of `psp.report.bimodality` for all layers together, `cut` the |α| that parts the groups best,
+    `below_cut_pct` the share of α below it (a fraction of a percent are stragglers, not a group),
     `near_threshold_pct` the share of α with ε/3 < |α| < 3ε, `median_log10` the median of log10|α|. What says something
     of ε is missing of fixed sparsity, which has none.
     """
@@ -94,6 +96,7 @@ def figure_2_table(records):
                 "test_error_pct": record["test_error_pct"],
                 "separability": share,
                 "cut": 10**cut,
+                "below_cut_pct": 100 * share_below(counts, bins["low"], bins["high"], cut),
                 "near_threshold_pct": 100 * share_near(counts, bins["low"], bins["high"], threshold),
                 "median_log10": median(counts, bins["low"], bins["high"]),
             }
@@ -220,14 +223,15 @@ def write_equal_cost_tables(costs, compared, folder, title):
     """Write what `psp.report.equal_cost` says of the runs of Figure 3 into `folder`."""
     formats = dict.fromkeys(("test_error_pct", "above_dense", "above_dense_sd"), "{:.2f}") | {"parameters": "{:.0f}"}
     write_table(costs, folder / "figure_3_cost", f"# Errors at equal cost, {title}", formats)
-    formats = dict.fromkeys(("below_by", "below_by_sd", "half_width"), "{:.2f}")
-    write_table(compared, folder / "figure_3_cost_differences", f"# Differences at equal cost, {title}", formats)
+    write_table(compared, folder / "figure_3_cost_differences", f"# Differences at equal cost, {title}", DIFFERENCES)
 
 
-def write_figure_3_tables(plotted, claims, folder, title):
-    """Write all plotted numbers and the claims of Figure 3 into `folder`."""
+def write_figure_3_tables(plotted, claims, compared, folder, title):
+    """Write all plotted numbers, the claims and the differences of every two series of Figure 3 into `folder`."""
     errors = ("test_error_pct", "error_sd", "above_baseline", "above_baseline_sd")
     formats = dict.fromkeys(("sparsity", "structure_decay", "threshold", "prune_at"), "{:g}")
     formats |= dict.fromkeys(errors, "{:.2f}")
     write_table(plotted, folder / "figure_3", f"# Figure 3, {title}", formats)
-    write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}")
+    write_table(claims, folder / "figure_3_claims", f"# Claims of Figure 3, {title}", {"p, by Holm": "{:.3f}"})
+    formats = DIFFERENCES | {"column_sparsity_pct": "{:.0f}"}
+    write_table(compared, folder / "figure_3_differences", f"# Differences at equal shares, {title}", formats)

@@ -23,25 +23,20 @@ def speed_ups(record):
     """One row for each network, batch and precision of a record.
 
     `speed_up` is the fastest dense variant's median over the fastest extracted variant's, both in that precision
-    except "any", where either may use any. `mac_reduction` counts multiply-accumulates by weights other than 0, fewer
-    than `macs` where extraction kept zeros; `realised` is speed-up over that. Milliseconds a batch.
+    except "any", where either may use any; `speed_up_others` is the same among all engines but `psp.freeze`.
+    `mac_reduction` counts multiply-accumulates by weights other than 0, fewer than `macs` where extraction kept zeros;
+    `realised` is speed-up over that. Milliseconds a batch.
     """
     rows = []
     for network in record["networks"]:
         reduction = network["cost"]["dense"]["macs"] / max(network["nonzero_macs"], 1)
         for batch in network["batches"]:
             for precision in (*record["settings"]["precisions"], "any"):
-                found = {
-                    name: fastest(
-                        t
-                        for t in network["timings"]
-                        if (t["network"], t["batch"]) == (name, batch) and precision in (t["precision"], "any")
-                    )
-                    for name in ("dense", "extracted")
-                }
+                own = [t for t in network["timings"] if t["batch"] == batch and precision in (t["precision"], "any")]
+                found = _fastest_of_both(own)
                 if None in found.values():
                     continue
-                ratio = found["dense"]["median_s"] / found["extracted"]["median_s"]
+                ratio = _ratio(found)
                 rows.append(
                     {
                         **_described(network),
@@ -51,10 +46,22 @@ def speed_ups(record):
                         **_columns("extracted", found["extracted"], record["limits"]),
                         "mac_reduction": reduction,
                         "speed_up": ratio,
+                        "speed_up_others": _ratio(_fastest_of_both(t for t in own if t["backend"] != "lanes")),
                         "realised": ratio / reduction,
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def _fastest_of_both(timings):
+    """The fastest of the dense and of the extracted network; None of one that has no time."""
+    timings = list(timings)
+    return {name: fastest(t for t in timings if t["network"] == name) for name in ("dense", "extracted")}
+
+
+def _ratio(found):
+    """Of the medians of a dense network and an extracted one; NaN where one has no time."""
+    return float("nan") if None in found.values() else found["dense"]["median_s"] / found["extracted"]["median_s"]
 
 
 def on_all_devices(records):
@@ -84,9 +91,7 @@ def _missing(network):
     """((dense or extracted, backend, precision, reason), batch) of all that a network of a record is not timed in."""
     for whose, entry in (("dense", "dense_unavailable"), ("extracted", "unavailable")):
         for one in network[entry]:
-            batches = [one["batch"]] if "batch" in one else network["batches"]  # which early records mean
-            for batch in batches:
-                yield (whose, one["backend"], one["precision"], one["reason"]), batch
+            yield (whose, one["backend"], one["precision"], one["reason"]), one["batch"]
 
 
 def _described(network):
@@ -112,7 +117,8 @@ def _columns(name, timing, limits):
 def summary_table(cpu, gpu, batch):
     """Per network and structure: sparsity, parameters, MACs, their reduction, CPU and GPU speed-up, and realised.
 
-    `cpu` and `gpu` are records of the same networks; the GPU's may say that there was none.
+    On the CPU also the speed-up among all engines but `psp.freeze`. `cpu` and `gpu` are records of the same networks;
+    the GPU's may say that there was none.
     """
     shown = _at(cpu, batch)
     gpu_columns = _at(gpu, batch).set_index("name") if "networks" in gpu else None
@@ -123,6 +129,7 @@ def summary_table(cpu, gpu, batch):
         cpu_extracted=shown["extracted_variant"],
         cpu_speed_up=shown["speed_up"],
         cpu_realised=shown["realised"],
+        cpu_speed_up_others=shown["speed_up_others"],
     )
     for column in ("speed_up", "realised"):
         table[f"gpu_{column}"] = NO_GPU if gpu_columns is None else shown["name"].map(gpu_columns[column])

@@ -89,9 +89,9 @@ class Checkpoint:
             raise CheckpointError(
                 f"{self.path} belongs to another run, which differs in {different}; move it away to go on"
             )
-        if saved["device"] != device_type(state):
+        if saved["device"] != state.device.type:
             raise CheckpointError(
-                f"{self.path} was begun on {saved['device']}, not on {device_type(state)}: go on there, or delete it "
+                f"{self.path} was begun on {saved['device']}, not on {state.device.type}: go on there, or delete it "
                 "to start the run anew"
             )
         begun = {name: saved["choice"][name] for name in step or ()}
@@ -122,11 +122,6 @@ def file_sha256(content):
     return hashlib.sha256(content).hexdigest()
 
 
-def device_type(state):
-    """Of a run: "cpu" or "cuda"."""
-    return next(state.model.parameters()).device.type
-
-
 def snapshot(state):
     """All that decides how a run goes on after a completed epoch."""
     return {
@@ -135,7 +130,7 @@ def snapshot(state):
         "generator": state.generator.get_state(),
         "torch_rng": torch.get_rng_state(),
         "cuda_rng": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        "device": device_type(state),
+        "device": state.device.type,
         "threads": torch.get_num_threads(),
         "choice": state.choice,
         "epoch": state.epoch,

@@ -1,7 +1,8 @@
 """Several processes that train one network, as `torchrun` starts them; alone otherwise.
 
 A step's batch is cut into `micro_batches`, whatever computes them: one process one after the other, or several
-processes their share each. Gradients are averaged over them (by DistributedDataParallel between processes), and so are
+processes their share each (gradient accumulation, each part with batch statistics of its own, as in ghost batch
+normalization). Gradients are averaged over them (by DistributedDataParallel between processes), and so are
 the running statistics of batch normalization. So the numbers of a run do not depend, up to rounding, on how many
 devices did it.
 """

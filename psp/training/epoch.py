@@ -34,11 +34,16 @@ class State:
     curve: list = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def device(self):
+        """Where the network is, and so a step computed."""
+        return next(self.model.parameters()).device
+
 
 def train_epoch(state, images, data, config, bar):
     """One pass over `images` in random order (a last, smaller batch is left out); returns its point of the curve."""
     state.model.train()
-    device, together = next(state.model.parameters()).device, state.processes
+    device, together = state.device, state.processes
     order = torch.randperm(len(images), generator=state.generator).to(images.labels.device)
     batches = [b for b in order.split(config.batch_size) if len(b) == config.batch_size]
     fed = images.feed(own_parts(images, batches, config, state), config, state.epoch)
@@ -77,8 +82,7 @@ def train_epoch(state, images, data, config, bar):
 
 def backward(state, micro_batch, data, parts):
     """Gradients of the loss over a micro-batch, one of `parts`; returns its share of the loss, logits and labels."""
-    device = next(state.model.parameters()).device
-    pixels, labels = (tensor.to(device, non_blocking=True) for tensor in micro_batch)
+    pixels, labels = (tensor.to(state.device, non_blocking=True) for tensor in micro_batch)
     logits = state.network(normalize(pixels, data.mean, data.std))
     loss = F.cross_entropy(logits, labels) / parts
     loss.backward()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from networks import Call, difference, prune_channels, randomize, size
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
 
 import psp
 from psp.errors import ExtractError
@@ -92,6 +93,8 @@ KNOWN = {
     "in place": Call(written),
     "in place methods": Call(lambda x: (x * 1.0).relu_().add_(1.0)),
     "in place, read again": Call(lambda self, x: self.relu(x) - 2 * x, relu=nn.ReLU(inplace=True)),
+    "dropout by functions": Call(lambda x: F.dropout(F.dropout2d(x, training=False), 0.0)),
+    "stochastic depth": Call(lambda self, x: x + self.drop(x.relu()), drop=StochasticDepth(0.3, "row")),
     "gate": Call(gated),
     "normalization": nn.Sequential(nn.ReLU(), nn.BatchNorm2d(8)),
     "normalization of each image": nn.InstanceNorm2d(8),

@@ -120,6 +120,17 @@ def test_a_network_extracted_for_one_size_can_be_frozen():
     assert error(smaller, psp.freeze(smaller, x), x) < 1e-5
 
 
+def test_a_network_around_an_extracted_one_can_be_frozen():
+    """What psp.extract made is not traced into, wherever it stands."""
+    net = psp.parameterize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3))).eval()
+    x = torch.randn(5, 3, 9, 9)
+    for alpha in psp.structure_parameters(net).values():
+        alpha.data.view(-1)[::2] = 0.0
+    around = nn.Sequential(psp.extract(net, x), nn.ReLU()).eval()
+    assert any(isinstance(module, ColumnSparseConv2d) for module in around.modules())
+    assert error(around, freeze(around, x), x) < 1e-5
+
+
 def test_what_one_image_decides_for_several_or_drops_at_random_is_refused():
     class ByBatch(nn.Module):
         def __init__(self):

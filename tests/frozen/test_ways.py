@@ -14,7 +14,7 @@ import psp
 from psp import native
 from psp.errors import KernelError
 from psp.frozen import lanes, pixels
-from psp.frozen.freeze import available
+from psp.frozen.freeze import available, prepared
 from psp.frozen.lanes import SOURCE as LANES
 from psp.frozen.layout import Layouts
 from psp.frozen.pixels import SOURCE, Pixels
@@ -253,7 +253,7 @@ def test_what_sharing_gains_is_measured_once(monkeypatch):
 def test_maps_that_live_at_once_do_not_overlap():
     """And one that is no longer needed leaves its place to another of its size."""
     net, _ = network("resnet20")
-    plan = Planner(torch.fx.symbolic_trace(net.eval()), 3, 16, 16)
+    plan = Planner(prepared(net.eval(), (3, 16, 16)), 3, 16, 16)
     layouts = Layouts(plan.operations, plan.result.source, parts=1)
     ends = {o: layouts.begins[o] + layouts[o].plane * o.channels for o in plan.operations}
     last = {value.source: i for i, o in enumerate(plan.operations) for value in o.reads}

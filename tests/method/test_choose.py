@@ -12,7 +12,8 @@ from torch import nn
 
 import psp
 from psp.errors import ConfigError
-from psp.method.choose import choose_structures, without_bypass
+from psp.method.bypass import without_bypass
+from psp.method.choose import choose_structures
 from psp.method.pruners import parametrizations
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import psp
 from psp.errors import ConfigError
-from psp.method.choose import without_bypass
+from psp.method.bypass import without_bypass
 from psp.method.place import normalizations
 from psp.method.pruners import parametrizations, scaled_normalizations
 from psp.method.structures import ALPHA_SHAPE

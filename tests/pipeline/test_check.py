@@ -4,7 +4,7 @@ import pytest
 from few import PLAIN
 
 import psp
-from psp.errors import ConfigError
+from psp.errors import ConfigError, DataError
 from psp.files import sealed, write_json
 from psp.pipeline.check import check
 from psp.pipeline.profiles import Profile
@@ -44,7 +44,7 @@ def test_what_does_not_come_out_again_is_said(profile, record):
 
 def test_other_images_are_not_compared(profile, record):
     write_json(sealed({**record, "data": {**record["data"], "sha256": "0"}}), profile.record_path("a-s0"))
-    with pytest.raises(ConfigError, match=r"a-s0 was trained on .* and the images at hand are "):
+    with pytest.raises(DataError, match=r"a-s0 was trained on .* and the images at hand are "):
         check(profile, "a-s0")
 
 

@@ -60,6 +60,4 @@ def test_what_is_missing_is_said_of_dense_networks_and_of_single_ones():
         ["A", "dense", "compile", "float32", "no compiler", "all"],
         ["A", "extracted", "compile", "float32", "no compiler", "m at batch 64"],
     ]
-    first |= {"dense_unavailable": [missing]}  # as in early records
-    assert unavailable_table([one | {"networks": [first]}])["where"].tolist() == ["all"]
     assert unavailable_table([]).empty

@@ -15,6 +15,7 @@ from psp.errors import CheckpointError, ConfigError, DivergedError
 from psp.files import SEAL, locked
 from psp.runs.config import RunConfig
 from psp.training.checkpoint import Checkpoint
+from psp.training.epoch import State
 from psp.training.train import start
 
 pytestmark = pytest.mark.usefixtures("few_digits")
@@ -145,7 +146,7 @@ def test_a_checkpoint_of_a_gpu_does_not_go_on_on_a_cpu(tmp_path, monkeypatch):
     state = start(RunConfig.of(CONFIG), 10, torch.device("cpu"))
     state.choice = CHOICE
     checkpoint.save(state)
-    monkeypatch.setattr("psp.training.checkpoint.device_type", lambda _: "cuda")
+    monkeypatch.setattr(State, "device", torch.device("cuda"))
     with pytest.raises(CheckpointError, match="was begun on cpu, not on cuda: go on there, or delete it"):
         checkpoint.restore(state)
 
