@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from psp.errors import ExtractError
-from psp.method.walk import STOCHASTIC_DEPTH, is_call
+from psp.method.walk import DROPOUT_CALLS, STOCHASTIC_DEPTH, is_call
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-DROPOUT_CALLS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 LATER = "meta"  # the device of a layer that is given its weights later: no time goes into random ones
 PURE = {

@@ -18,7 +18,8 @@ PASSING_MODULES += (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPo
 PASSING_MODULES += (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 PASSING_MODULES += (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 PASSING_CALLS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_", F.leaky_relu, F.prelu, F.rrelu)
-PASSING_CALLS += (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.interpolate, "contiguous")
+DROPOUT_CALLS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+PASSING_CALLS += (*DROPOUT_CALLS, F.interpolate, "contiguous")
 PASSING_CALLS += (F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 PASSING_CALLS += (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
 # Of a package that is imported late, or not there.

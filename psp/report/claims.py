@@ -53,8 +53,10 @@ def figure_3_claims(runs, configs, complete=True):
     rows += [_largest_sparsity_claim(points, s, value, same_network) for s, value in PAPER_LARGEST_SPARSITY.items()]
     cifar = all(c.dataset == "cifar10" for c in configs)
     of_numbers = len(rows)
-    margins = [_margins(runs, *claimed) for claimed in orders()]
-    rows += [_order_claim(runs, *claimed, own, cifar) for claimed, own in zip(orders(), margins, strict=True)]
+    claimed, seeds = orders(), runs["seed"].nunique()
+    errors = [errors_by_seed(runs, series, level) for *series, level in claimed]
+    rows += [_order_claim(*order, own, seeds, cifar) for order, own in zip(claimed, errors, strict=True)]
+    margins = [_margins(own) for own in errors]
     table = pd.DataFrame(rows, columns=["claim", "paper", "ours", "tolerance", "verdict"])
     table.insert(3, "95 % interval", ["–"] * of_numbers + [interval(m) for m in margins])
     table.insert(4, "p, by Holm", np.append([np.nan] * of_numbers, holm([p_value(m) for m in margins])))
@@ -110,14 +112,14 @@ def _largest_sparsity_claim(points, series, paper, tested):
     return (claim, f"{paper:.0f}", _number(ours, 1), f"± {SPARSITY_TOLERANCE:.0f}", verdict)
 
 
-def _order_claim(runs, better, worse, level, margins, tested):
-    """Whether `better` is better than `worse` at a sparsity: by `_margins`, those of each seed, and the rule above."""
+def _order_claim(better, worse, level, ours, seeds, tested):
+    """Whether `better` is better than `worse` at a sparsity: by `ours`, their `errors_by_seed`, and the rule above.
+
+    `seeds` is how many there are, of which some may not have measured both.
+    """
     claim = f"{SERIES[better]} < {SERIES[worse]} at {level:.0f} %, errors in %"
-    theirs, ours = (
-        errors_by_seed(figure_3_reference(), (better, worse), level),
-        errors_by_seed(runs, (better, worse), level),
-    )
-    text, seeds = _pair(ours) + difference(margins), runs["seed"].nunique()
+    theirs, margins = errors_by_seed(figure_3_reference(), (better, worse), level), _margins(ours)
+    text = _pair(ours) + difference(margins)
     if 0 < len(margins) < seeds:
         text += f" ({len(margins)} of {seeds} seeds)"
     verdict = order_verdict(margins, ERROR_TOLERANCE) if tested else NOT_TESTED
@@ -126,10 +128,9 @@ def _order_claim(runs, better, worse, level, margins, tested):
     return (claim, _pair(theirs), text, f"{ERROR_TOLERANCE} points", verdict)
 
 
-def _margins(runs, better, worse, level):
-    """Points by which the error of `better` is below that of `worse`, of each seed."""
-    ours = errors_by_seed(runs, (better, worse), level)
-    return ours[:, 1] - ours[:, 0]
+def _margins(errors):
+    """By how many points the first of two series has less error, of each seed, by their `errors_by_seed`."""
+    return errors[:, 1] - errors[:, 0]
 
 
 def errors_by_seed(runs, series, level):

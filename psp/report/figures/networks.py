@@ -18,7 +18,7 @@ def networks_figure(table, title):
     `table` as of `psp.report.network_table.network_table`. Bars are one standard deviation over seeds to either side,
     where there are several; numbers beside the points are the share of structures pruned. A dense network has speed 1.
     """
-    sets = list(dict.fromkeys(table["dataset"]))
+    sets, networks = (list(dict.fromkeys(table[column])) for column in ("dataset", "network"))
     with sns.axes_style("whitegrid"):
         figure = Figure(figsize=(12.5, 1.6 + 3.8 * len(sets)), layout="constrained")
         panels = figure.subplots(len(sets), 2, squeeze=False, sharey="row")
@@ -26,7 +26,7 @@ def networks_figure(table, title):
     for (over_parameters, over_speed), dataset in zip(panels, sets, strict=True):
         rows = table[table["dataset"] == dataset].assign(speed=lambda t: t["cpu_speed_up"].fillna(1.0))
         for axes, x in ((over_parameters, "params"), (over_speed, "speed")):
-            labels[axes] = _draw(axes, rows, x)
+            labels[axes] = _draw(axes, rows, x, networks)
         over_parameters.set(title=dataset, ylabel="final-epoch top-1 test error, %", xlabel="parameters", xscale="log")
         over_speed.set(xlabel="speed-up over the fastest dense network on the CPU", xscale="log")
         log_ticks(over_parameters.xaxis, lambda count: f"{count / 1e6:g} M")
@@ -41,10 +41,9 @@ def networks_figure(table, title):
     return figure
 
 
-def _draw(axes, rows, x):
-    """Draw the points of a panel; returns their labels, for `label_points`."""
+def _draw(axes, rows, x, networks):
+    """Draw the points of a panel, a marker for each of `networks`; returns their labels, for `label_points`."""
     labels = []
-    networks = list(dict.fromkeys(rows["network"]))
     for row in rows.to_dict("records"):
         dense = row["structure"] == DENSE
         color = "black" if dense else STRUCTURE_COLORS[row["structure"].partition(" ")[0]]
