@@ -64,6 +64,8 @@ def sweep(profile, runs, cluster, processes, parameters):
 
 def timing(profile, device=None):
     """Time the profile's dense and extracted networks on the CPU and, where there is one, on the GPU."""
+    if profile.timing is None:
+        raise errors.ConfigError(f"profile {profile.name!r} times nothing: its file has no `timing:`")
     for kind in (device,) if device else ("cpu", "cuda"):
         path = profile.timing_path(kind)
         earlier = read_json(path, "delete it, and time again") if path.is_file() else {}

@@ -2,9 +2,9 @@
 
 `params.yaml` is the default profile, `demo`; the others are `profiles/<name>/params.yaml`. A file names the
 profile, the settings that all its runs share (`defaults`), the runs, each setting once with its `seeds`, and what is
-timed. The setting `l1_norm-70` with seeds [0, 1] makes the runs `l1_norm-70-s0` and `l1_norm-70-s1`. A file's sections
-`cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and `<name>/ilsvrc`, whose
-results lie in folders of their own.
+timed, if anything is. The setting `l1_norm-70` with seeds [0, 1] makes the runs `l1_norm-70-s0` and `l1_norm-70-s1`.
+A file's sections `cifar` and `ilsvrc` are profiles of their own with the same entries, called `<name>/cifar` and
+`<name>/ilsvrc`, whose results lie in folders of their own.
 """
 
 import re
@@ -206,6 +206,8 @@ def load_profile(name):
             runs[run] = RunConfig.of(settings)
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"{where}, run {run!r}: {error}") from error
+    if "timing" not in content:
+        return Profile(name, runs)
     try:
         timing = TimingConfig.of(entry(content, "timing", where), runs)
     except ConfigError as error:

@@ -32,8 +32,9 @@ def stages(name):
         for run, settings in run_settings(content, where).items():
             about = {"profile": part, "run": run, "dataset": profile.config(run).dataset}
             lists["train"][stage_of(part, run)] = {**about, "settings": settings}
-        section = part.partition("/")[2] or "main"
-        lists["timing"][section] = {"profile": part, "settings": content["timing"]}
+        if profile.timing:
+            section = part.partition("/")[2] or "main"
+            lists["timing"][section] = {"profile": part, "settings": content["timing"]}
     return {"data": sorted({about["dataset"] for about in lists["train"].values()}), **lists}
 
 

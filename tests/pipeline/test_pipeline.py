@@ -31,6 +31,7 @@ from psp.pipeline.plan import (
     relative_epochs,
 )
 from psp.pipeline.profiles import ROOT, Profile, load_profile
+from psp.pipeline.stages import stages
 from psp.runs.config import RunConfig
 from psp.runs.record import read_record
 
@@ -324,6 +325,15 @@ def test_a_command_hands_on_what_it_is_given(name, arguments, called, monkeypatc
     monkeypatch.setattr(pipeline, "check_data", lambda *_: None)
     with pytest.raises(SystemExit, match=r"^error: it was called$"):
         pipeline.main(arguments.split())
+
+
+def test_a_profile_that_times_nothing_has_no_stage_of_timing_and_says_so(monkeypatch):
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    del content["ilsvrc"]["timing"]
+    monkeypatch.setattr("psp.pipeline.profiles.read_profile", lambda name: content)
+    assert list(stages("demo")["timing"]) == ["main", "cifar"]
+    with pytest.raises(ConfigError, match="profile 'demo/ilsvrc' times nothing: its file has no `timing:`"):
+        pipeline.timing(load_profile("demo/ilsvrc"))
 
 
 def test_a_figure_so_far_goes_into_a_folder_of_its_own(monkeypatch):

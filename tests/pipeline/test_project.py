@@ -30,7 +30,7 @@ from psp.runs.config import DECIDING, RunConfig, sources
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PIPELINES = ("demo", "laptop", "paper")  # with a dvc.yaml
-PROFILES = (*PIPELINES, "next")
+PROFILES = (*PIPELINES, "next", "peers")
 FIGURE_STAGES = [*FIGURES, "cifar_table", "ilsvrc_table"]
 FIGURE_STAGES.remove("network_table")  # the command of both tables
 # Imported everywhere, and no number depends on it.
@@ -266,7 +266,7 @@ def test_every_series_has_its_sparsities_at_one_schedule(profile, epochs, least)
 
 
 def test_an_unknown_profile_and_run_are_named():
-    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, next, paper"):
+    with pytest.raises(ConfigError, match="unknown profile 'desktop'; choose one of demo, laptop, next, paper, peers"):
         load_profile("desktop")
     with pytest.raises(ConfigError, match="unknown profile 'demo/x'; 'demo' has the sections cifar, ilsvrc"):
         load_profile("demo/x")

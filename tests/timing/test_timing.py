@@ -199,7 +199,7 @@ def test_from_networks_to_tables(monkeypatch, tmp_path):
     assert isinstance(summary_table(made, {"unavailable": NO_GPU}, 4), pd.DataFrame)
 
 
-PROFILES = [part for name in ("demo", "laptop", "next", "paper") for part in with_sections(name)]
+PROFILES = [part for name in ("demo", "laptop", "next", "paper") for part in with_sections(name)]  # that time something
 
 
 @pytest.mark.parametrize("profile", PROFILES)
