@@ -16,7 +16,7 @@ import psp
 from psp.data.images import SIDE
 from psp.extraction.extract import fold_batchnorm
 from psp.files import read_json, sealed, write_json
-from psp.report.peers import DAMAGED, read_peer
+from psp.report.peers import DAMAGED, read_sealed
 from psp.runs.provenance import provenance
 from psp.runs.record import read_record
 from psp.timing.networks import left_by
@@ -33,7 +33,7 @@ SETTINGS = {
 def network(path):
     """The network that a record leaves, in evaluation mode, its batch normalization folded."""
     if "pruner" in read_json(path, DAMAGED):
-        return fold_batchnorm(narrowed(read_peer(path)))
+        return fold_batchnorm(narrowed(read_sealed(path)))
     return left_by(read_record(path))
 
 

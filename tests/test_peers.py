@@ -8,7 +8,7 @@ from torch import nn
 
 import psp
 from psp.extraction.extract import fold_batchnorm
-from psp.report.peers import peer_rows, read_peer, searched_table
+from psp.report.peers import peer_rows, read_sealed, searched_table
 from psp.runs.config import RunConfig
 from psp.timing.networks import lively
 
@@ -86,7 +86,7 @@ def test_from_the_command_line_to_a_row_of_the_table(tmp_path):
     path = tmp_path / "slimming.json"
     command = f"{path} --pruner slimming --reduction 2 --dataset digits --epochs 3 --batch-size 16 --holdout 64"
     peers.main([*command.split(), "--prune-at", "0.4", "--checkpoints", str(tmp_path)])
-    record = read_peer(path)
+    record = read_sealed(path)
     assert record["prune_at"] == pytest.approx(1 / 3)
     assert [point["epoch"] for point in record["curve"]] == [1, 2, 3]
     image = torch.zeros(1, 3, 32, 32)
@@ -96,7 +96,7 @@ def test_from_the_command_line_to_a_row_of_the_table(tmp_path):
     assert len(searched_table({"slimming": record})) == 1
     with pytest.raises(SystemExit):
         peers.main([*command.split(), "--checkpoints", str(tmp_path)])
-    assert read_peer(path) == record, "nothing is trained over a record"
+    assert read_sealed(path) == record, "nothing is trained over a record"
 
 
 @pytest.mark.parametrize(

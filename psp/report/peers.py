@@ -14,11 +14,11 @@ PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
 
 def read_peers(folder):
     """{name: record} of the records of benchmarks/peers.py in a folder. Raises ConfigError for one that is damaged."""
-    return {path.stem: read_peer(path) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: read_sealed(path) for path in sorted(folder.glob("*.json"))}
 
 
-def read_peer(path):
-    """One of them."""
+def read_sealed(path):
+    """A record of benchmarks/peers.py or peers_time.py. Raises ConfigError for one that is damaged."""
     record = read_json(path, DAMAGED)
     if not is_sealed(record):
         raise ConfigError(f"{path} is damaged: it does not fit its {SEAL}; {DAMAGED}")

@@ -19,6 +19,7 @@ from psp.report.figures.figure_3 import figure_3
 from psp.report.figures.labels import PLACES, label_points
 from psp.report.figures.networks import networks_figure
 from psp.report.figures.run import alpha_histogram, training_curve
+from psp.report.figures.timing import speed_up_figure
 from psp.report.paper_tables import DENSE
 from psp.report.tables import SERIES, figure_2_table, figure_3_reference
 from psp.runs.config import RunConfig
@@ -242,6 +243,17 @@ def test_networks_stand_at_their_size_speed_and_error_by_data_set():
     assert bar[:, 1].tolist() == [11.5, 12.5]
     assert [text.get_text() for text in sizes.texts] == ["60 %"], "of the pruned one"
     assert figure.get_suptitle() == "a title"
+
+
+def test_speed_ups_of_each_architecture_and_batch_have_panels_of_their_own():
+    row = {"structure": "column", "masks": "trained", "structures_pruned_pct": 50.0, "mac_reduction": 2.0}
+    ratios = {("resnet20", 1): 1.5, ("resnet20", 64): 1.8, ("densenet16", 1): 1.1, ("densenet16", 64): 1.2}
+    rows = [{**row, "model": m, "batch": b, "precision": "any", "speed_up": ratio} for (m, b), ratio in ratios.items()]
+    table = pd.DataFrame([*rows, {**rows[0], "precision": "float32", "speed_up": 9.0}])
+    panels = speed_up_figure(table, [1, 64], "a title").axes
+    drawn = [[x for line in axes.get_lines() if line.get_marker() == "*" for x in line.get_ydata()] for axes in panels]
+    assert drawn == [[ratio] for ratio in ratios.values() for _ in range(2)]
+    assert [axes.get_ylabel() for axes in panels[::2]] == [f"speed-up of {m}, batch {b}" for m, b in ratios]
 
 
 def test_labels_cover_neither_points_nor_each_other():

@@ -1,5 +1,7 @@
 """What pruning saves in time: speed-up over sparsity, and where the networks lie under the device's roof."""
 
+from itertools import product
+
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -17,21 +19,23 @@ MARKERS = {"random": "o", "trained": "*"}
 def speed_up_figure(table, batches, title):
     """Speed-up over the share of pruned structures, with the ideal 1/(1 − sparsity), and over the MAC reduction.
 
-    `table` as of `psp.report.timing_tables.speed_ups`, in any precision; a row of panels for each of `batches`.
+    `table` as of `psp.report.timing_tables.speed_ups`, in any precision; a row of panels for each architecture and
+    each of `batches`.
     """
     table = table[table["precision"] == "any"]
+    rows = list(product(dict.fromkeys(table["model"]), batches))
     with sns.axes_style("whitegrid"):
-        figure = Figure(figsize=(12.5, 0.6 + 4.4 * len(batches)), layout="constrained")
-        panels = figure.subplots(len(batches), 2, squeeze=False)
-    for batch, row in zip(batches, panels, strict=True):
-        _draw_batch(row, table[table["batch"] == batch], batch)
+        figure = Figure(figsize=(12.5, 0.6 + 4.4 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), 2, squeeze=False)
+    for (model, batch), row in zip(rows, panels, strict=True):
+        _draw_row(row, table[(table["model"] == model) & (table["batch"] == batch)], f"{model}, batch {batch}")
     figure.suptitle(
         f"Speed-up over the fastest dense variant — {title}\ncircles: random masks, stars: trained ones", fontsize=12
     )
     return figure
 
 
-def _draw_batch(panels, rows, batch):
+def _draw_row(panels, rows, of):
     over_sparsity, over_macs = panels
     for structure in [s for s in ALPHA_SHAPE if s in set(rows["structure"])]:
         own = rows[rows["structure"] == structure].sort_values("structures_pruned_pct")
@@ -41,7 +45,7 @@ def _draw_batch(panels, rows, batch):
     over_sparsity.plot(ideal, 100 / (100 - ideal), color="black", linestyle="--", linewidth=1, label="1/(1 − sparsity)")
     limit = max(2.0, rows["mac_reduction"].max(), rows["speed_up"].max())
     over_macs.plot([1, limit], [1, limit], color="black", linestyle="--", linewidth=1, label="the MAC reduction")
-    over_sparsity.set(xlabel="structures pruned, %", ylabel=f"speed-up at batch {batch}", yscale="log")
+    over_sparsity.set(xlabel="structures pruned, %", ylabel=f"speed-up of {of}", yscale="log")
     over_macs.set(xlabel="MAC reduction, times", xscale="log", yscale="log")
     for axis in (over_sparsity.yaxis, over_macs.xaxis, over_macs.yaxis):
         log_ticks(axis, "{:g}×".format)
