@@ -14,7 +14,7 @@ TOLERANCE = 1e-9
 ROUNDED = {torch.float64: 1e-6, torch.float32: 1e-2}
 
 
-def beside(inputs):
+def with_noise(inputs):
     """The inputs with normal noise added to what is not whole numbers: an example of zeros would hide much."""
     noise = torch.Generator().manual_seed(0)
     return tuple(
@@ -41,7 +41,7 @@ def compare(outputs, expected):
 
 
 def in_same_types(network, examples):
-    """Pairs of a network's outputs and the masked one's for examples, as of `taken`; None where their types differ."""
+    """Pairs of a network's outputs and the masked one's for `accepted` examples; None where their types differ."""
     pairs = []
     for values, expected in examples:
         try:
@@ -52,7 +52,7 @@ def in_same_types(network, examples):
     return pairs if same else None
 
 
-def rounding_apart(ours, theirs):
+def same_but_for_rounding(ours, theirs):
     """Whether two outputs of one type are no further apart than `ROUNDED`, which not all types have."""
     return theirs.dtype not in ROUNDED or _agree(ours, theirs, ROUNDED[theirs.dtype])
 
@@ -62,7 +62,7 @@ def distance(ours, theirs):
     return ((ours.to(theirs) - theirs).abs().max() / theirs.abs().max()).item()
 
 
-def taken(masked, examples):
+def accepted(masked, examples):
     """[(example, what the masked network makes of it)] of those examples that it takes."""
     found = []
     for values in examples:
@@ -73,7 +73,7 @@ def taken(masked, examples):
 
 
 def check_batch(smaller, batch):
-    """Raise ExtractError unless the smaller network agrees on a batch of another length, as of `taken`."""
+    """Raise ExtractError unless the smaller network agrees on a batch of another length, as of `accepted`."""
     cause = disagreement(smaller, batch)
     if cause:
         raise ExtractError(
@@ -83,7 +83,7 @@ def check_batch(smaller, batch):
 
 
 def disagreement(smaller, examples):
-    """What is wrong with the smaller network's outputs for some examples, as of `taken`: an exception, or None."""
+    """What is wrong with the smaller network's outputs for some examples, as of `accepted`: an exception, or None."""
     for values, expected in examples:
         try:
             compare(smaller.forward(*(x.clone() for x in values)), expected)

@@ -24,14 +24,14 @@ from psp.errors import ExtractError
 from psp.extraction.channels import ask, follow
 from psp.extraction.checks import drop_checks
 from psp.extraction.compare import (
-    beside,
+    accepted,
     check_batch,
     check_finite,
     compare,
     disagreement,
     in_same_types,
-    rounding_apart,
-    taken,
+    same_but_for_rounding,
+    with_noise,
 )
 from psp.extraction.cost import left_parameters
 from psp.extraction.examples import all_tensors, another_batch, other_sizes, twice_the_size
@@ -104,11 +104,11 @@ def smallest(model, inputs):
     network = trace(headless, inputs)
     network.meta["all heads"] = all_heads
     find_shapes(network, inputs)
-    shown = [inputs, beside(inputs)]
+    shown = [inputs, with_noise(inputs)]
     expected = [itself(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
-    batch, sizes = taken(masked, [another_batch(shown[1])]), taken(masked, other_sizes(shown[1]))
-    sizes = sizes or taken(masked, twice_the_size(shown[1]))
+    batch, sizes = accepted(masked, [another_batch(shown[1])]), accepted(masked, other_sizes(shown[1]))
+    sizes = sizes or accepted(masked, twice_the_size(shown[1]))
     make_pure(network)
     drop_checks(network)
     use_layers(network)
@@ -153,7 +153,7 @@ def in_its_type(smaller, model, inputs):
     with plainly(like.device.type):
         smaller = smaller.to(like.device, like.dtype)
         own = [x.to(like.device, like.dtype if x.is_floating_point() else x.dtype) for x in inputs]
-        tried = taken(copied(model), [own])
+        tried = accepted(copied(model), [own])
         pairs = in_same_types(smaller, tried)
         if pairs is None:
             answer_for(smaller, {torch.float64: like.dtype, torch.device("cpu"): like.device})
@@ -163,7 +163,7 @@ def in_its_type(smaller, model, inputs):
                     f"the smaller network does not give its outputs in the types of the masked one, in {like.dtype} on "
                     f"{like.device}: its forward names types or devices; let it take those of its input"
                 )
-        if not all(rounding_apart(*pair) for pair in pairs):
+        if not all(same_but_for_rounding(*pair) for pair in pairs):
             raise ExtractError(
                 f"the network's forward computes something else in {like.dtype} on {like.device} than in float64 on "
                 "the CPU, in which it is extracted: take what asks for a tensor's type or device out of it"

@@ -34,6 +34,12 @@ def setting(config):
     return config["sparsity"] if config["sparsity"] is not None else config["structure_decay"]
 
 
+def if_used(config):
+    """What a run's method makes use of: {"threshold": its ε, "prune_at": when the norm prunes}, NaN if it does not."""
+    users = {"threshold": THRESHOLDED, "prune_at": ("l1_norm",)}
+    return {name: config[name] if config["method"] in methods else float("nan") for name, methods in users.items()}
+
+
 def structure_of(config):
     """A run's structure in words; of channels and layers also if their α stood on weights (see `psp.method.place`).
 
@@ -84,7 +90,7 @@ def figure_2_table(records):
         config, bins = record["config"], record["log10_alpha"]
         counts = record["curve"][-1]["log10_alpha_counts"]
         share, cut = separability(counts, bins["low"], bins["high"])
-        threshold = config["threshold"] if config["method"] in THRESHOLDED else float("nan")
+        threshold = if_used(config)["threshold"]
         rows.append(
             {
                 "run": run,
@@ -134,8 +140,7 @@ def _run_row(run, record):
         "series": config["method"],
         "sparsity": config["sparsity"],
         "structure_decay": config["structure_decay"],
-        "threshold": config["threshold"] if config["method"] in THRESHOLDED else float("nan"),
-        "prune_at": config["prune_at"] if config["method"] == "l1_norm" else float("nan"),
+        **if_used(config),
         "seed": config["seed"],
         "column_sparsity_pct": 100 * record["sparsity"]["structures"],
         "test_error_pct": record["test_error_pct"],

@@ -8,9 +8,8 @@ import pandas as pd
 
 from psp.errors import ConfigError
 from psp.files import read_json
-from psp.method.methods import THRESHOLDED
 from psp.report.equal_cost import at_reduction
-from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
+from psp.report.tables import SERIES, above_dense, check_seeds, if_used, setting, structure_of
 from psp.runs.config import RunConfig
 from psp.runs.record import with_place
 
@@ -84,8 +83,7 @@ def _row(name, record):
         **{name: config[name] for name in (*TRAINED, "seed")},
         "setting": setting(config),
         "structure_decay": config["structure_decay"] if config["method"].startswith("psp_") else np.nan,
-        "threshold": config["threshold"] if config["method"] in THRESHOLDED else np.nan,
-        "prune_at": config["prune_at"] if config["method"] == "l1_norm" else np.nan,
+        **if_used(config),
         "structures_pruned_pct": 100 * record["sparsity"]["structures"],
         "held_out_error_pct": last["validation_error_pct"],
     }
