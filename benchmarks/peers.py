@@ -14,6 +14,7 @@ import argparse
 import copy
 import hashlib
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -43,7 +44,8 @@ SIZES = {
 }
 # Network slimming (Liu et al. 2017): decay by sign on the scales of batch normalization, which rank the channels of all
 # layers together; torch-pruning's default divides them by their layer's mean first. Group norm (DepGraph, Fang et al.
-# 2023): decay on weights that grows as a group's norm falls, by which groups are ranked.
+# 2023): decay on weights that grows as a group's norm falls, by which groups are ranked, relative to the mean of their
+# layer's, as torch-pruning does unless told otherwise, or to the largest, as its authors do on CIFAR.
 PRUNERS = {
     "slimming": (
         torch_pruning.pruner.BNScalePruner,
@@ -52,6 +54,10 @@ PRUNERS = {
     "group_norm": (
         torch_pruning.pruner.GroupNormPruner,
         partial(torch_pruning.importance.GroupMagnitudeImportance, p=2),
+    ),
+    "group_norm_max": (
+        torch_pruning.pruner.GroupNormPruner,
+        partial(torch_pruning.importance.GroupMagnitudeImportance, p=2, normalizer="max"),
     ),
 }
 
@@ -122,7 +128,7 @@ def train(config, pruner_name, regularization, prune_epoch, reduction, checkpoin
             **origin,
             "benchmark_sha256": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
             "step": state.choice,
-            "torch_pruning": torch_pruning.__version__,
+            "torch_pruning": version("torch-pruning"),  # the package calls itself by an older one
         },
     }
 

@@ -9,7 +9,7 @@ from psp.report.timing_tables import fastest, variant
 
 DAMAGED = "restore it by git, or make it again by benchmarks/peers.py"
 # As benchmarks/peers.py calls them.
-PRUNERS = {"slimming": "network slimming", "group_norm": "group norm"}
+PRUNERS = {"slimming": "network slimming", "group_norm": "group norm", "group_norm_max": "group norm (max)"}
 
 
 def read_peers(folder):
