@@ -1,5 +1,8 @@
 """The pruners that PSP is compared with: channels go until the costs are what was asked for, the weakest first."""
 
+import hashlib
+from itertools import product
+
 import peers
 import peers_time
 import pytest
@@ -8,9 +11,13 @@ from torch import nn
 
 import psp
 from psp.extraction.extract import fold_batchnorm
-from psp.report.peers import peer_rows, read_sealed, searched_table
+from psp.files import ROOT
+from psp.report.peers import peer_rows, read_peers, read_sealed, searched_table
 from psp.runs.config import RunConfig
 from psp.timing.networks import lively
+from psp.training.epoch import learning_rate
+
+RECORDS = ROOT / "results" / "peers"
 
 
 @pytest.mark.parametrize("name", peers.PRUNERS)
@@ -152,3 +159,34 @@ def test_a_variant_that_the_dense_network_lacks_is_no_time_but_a_reason(monkeypa
         "dense": "not of so wide a network",
         "narrow": "the dense network is not to be had in it",
     }
+
+
+def decay_before_removal(record):
+    """The regularization times the sum of the rates, until channels are removed."""
+    config = RunConfig.of(record["config"])
+    steps = (50_000 - config.holdout) // config.batch_size
+    removal = round(record["prune_at"] * config.epochs) * steps
+    rates = [learning_rate(step, config.epochs * steps, config.learning_rate) for step in range(removal)]
+    return record["regularization"] * sum(rates)
+
+
+def test_peers_have_the_settings_that_were_best_on_held_out_images():
+    """Scaled as λ is: as much decay before the removal as in the trial, whichever way group norm ranks."""
+    tried, runs = read_peers(RECORDS / "search"), read_peers(RECORDS)
+    for kind in ("slimming", "group_norm"):
+        trials = [trial for trial in tried.values() if trial["pruner"].startswith(kind)]
+        best = min(trials, key=lambda trial: trial["curve"][-1]["validation_error_pct"])
+        chosen = [run for run in runs.values() if run["pruner"].startswith(kind)]
+        assert {(run["reduction"], run["config"]["seed"]) for run in chosen} == set(product((2, 4), range(3)))
+        for run in chosen:
+            assert run["pruner"] == best["pruner"]
+            assert run["prune_at"] == pytest.approx(best["prune_at"], abs=0.03)
+            assert decay_before_removal(run) == pytest.approx(decay_before_removal(best), rel=0.02)
+
+
+def test_times_are_those_of_the_committed_records():
+    timed = read_sealed(RECORDS / "timing" / "cpu.json")["records_sha256"]
+    folders = (RECORDS, RECORDS / "runs", ROOT / "results" / "laptop" / "runs")
+    known = {hashlib.sha256(path.read_bytes()).hexdigest() for folder in folders for path in folder.glob("*.json")}
+    assert len(timed) > 1
+    assert set(timed.values()) <= known
