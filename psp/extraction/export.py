@@ -7,7 +7,7 @@ import torch
 
 from psp.errors import ExtractError
 from psp.extraction.examples import all_tensors
-from psp.extraction.extract import check_evaluation
+from psp.extraction.preconditions import check_evaluation
 from psp.files import write_bytes
 
 # In float32, relative to the largest output: another order of summation, after a hundred layers.

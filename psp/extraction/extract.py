@@ -34,24 +34,20 @@ from psp.extraction.compare import (
     with_noise,
 )
 from psp.extraction.cost import left_parameters
-from psp.extraction.examples import all_tensors, another_batch, other_sizes, twice_the_size
+from psp.extraction.examples import another_batch, other_sizes, twice_the_size
 from psp.extraction.explain import explanation, note
 from psp.extraction.graph import fold_batchnorm_, make_pure
 from psp.extraction.heads import drop_heads
 from psp.extraction.kinds import classify
 from psp.extraction.plain import use_layers
 from psp.extraction.polish import polish
+from psp.extraction.preconditions import as_inputs, check, check_evaluation, check_plain
 from psp.extraction.rewrite import Builder
 from psp.extraction.shapes import find_flattens, find_shapes, fix_size
 from psp.extraction.storage import store_nonzero
 from psp.extraction.tied import tie
 from psp.extraction.trace import trace
-from psp.method import choose
 from psp.method.fold import fold
-from psp.method.pruners import parametrizations
-
-# Weights' averages wrap a network, too, whose own psp.parameterize may be given.
-WRAPPERS = {**choose.WRAPPERS, "AveragedModel": "module"}
 
 
 def extract(model, example_input):
@@ -100,24 +96,13 @@ def smallest(model, inputs):
     """What `extract` returns, in float64 on the CPU, and compared with `model` there."""
     itself = copied(model).to("cpu", torch.float64)
     masked = fold(copied(itself))
-    headless, all_heads = drop_heads(masked, inputs)
-    network = trace(headless, inputs)
-    network.meta["all heads"] = all_heads
-    find_shapes(network, inputs)
+    network = traced(masked, inputs)
     shown = [inputs, with_noise(inputs)]
     expected = [itself(*(x.clone() for x in values)) for values in shown]  # a forward may write into its input
     check_finite(expected[0])
     batch, sizes = accepted(masked, [another_batch(shown[1])]), accepted(masked, other_sizes(shown[1]))
     sizes = sizes or accepted(masked, twice_the_size(shown[1]))
-    make_pure(network)
-    drop_checks(network)
-    use_layers(network)
-    fold_batchnorm_(network)
-    find_flattens(network)
-    classify(network)
-    known = follow(network.graph)
-    wanted = ask(network.graph, known)
-    smaller = polish(Builder(network, known, wanted).build())
+    smaller = rewritten(network)
     tie(smaller, model)
     if left_parameters(smaller) > left_parameters(model):
         store_nonzero(smaller)
@@ -129,6 +114,28 @@ def smallest(model, inputs):
         fix_size(smaller, inputs)
     note(smaller, explanation(model, network, smaller))
     return smaller.eval()
+
+
+def traced(masked, inputs):
+    """The graph of a folded network, with the shapes of all values; heads of attention that do nothing are gone."""
+    headless, all_heads = drop_heads(masked, inputs)
+    network = trace(headless, inputs)
+    network.meta["all heads"] = all_heads
+    find_shapes(network, inputs)
+    return network
+
+
+def rewritten(network):
+    """The smaller network of a graph, which is changed on the way: the steps at the head of this file."""
+    make_pure(network)
+    drop_checks(network)
+    use_layers(network)
+    fold_batchnorm_(network)
+    find_flattens(network)
+    classify(network)
+    known = follow(network.graph)
+    wanted = ask(network.graph, known)
+    return polish(Builder(network, known, wanted).build())
 
 
 def copied(model):
@@ -191,52 +198,3 @@ def fold_batchnorm(model):
     network = trace(fold(copy.deepcopy(model)))
     fold_batchnorm_(network)
     return network.eval()
-
-
-def check(model):
-    """Raise ExtractError unless `model` is a parameterized network of one type that can be looked into."""
-    check_plain(model)
-    if not parametrizations(model):
-        raise ExtractError(
-            f"{type(model).__name__} has no parameterized layer, so nothing in it is pruned; call "
-            "psp.parameterize(model) and train it first, and do not call psp.fold before psp.extract"
-        )
-    check_evaluation(model)
-    kinds = {}
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            kinds.setdefault(parameter.dtype, name.partition(".parametrizations.")[0])
-    if len(kinds) > 1:
-        named = ", ".join(f"{name!r} in {str(dtype).removeprefix('torch.')}" for dtype, name in kinds.items())
-        raise ExtractError(f"the weights are of several types: {named}; bring them to one, as by model.float(), first")
-
-
-def check_plain(model):
-    """Raise ExtractError, naming what is in the way, for a wrapped network and for one with forward hooks."""
-    kind = type(model).__name__
-    if kind in WRAPPERS:
-        raise ExtractError(f"{kind} wraps the network: give model.{WRAPPERS[kind]} instead")
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise ExtractError(
-                f"{_named(name, model)} has a forward hook, which a new network would not have; remove it first, by "
-                "handle.remove() or, if torch put it there, as torch.nn.utils.remove_spectral_norm does"
-            )
-
-
-def check_evaluation(model):
-    """Raise ExtractError, naming the module, if any module of `model` is in training mode."""
-    for name, module in model.named_modules():
-        pruning = hasattr(module, "kept") or "parametrizations" in name.split(".")  # their mode changes nothing
-        if module.training and not pruning:
-            raise ExtractError(f"{_named(name, model)} is in training mode; call model.eval() first")
-
-
-def _named(name, model):
-    return f"module {name!r} of {type(model).__name__}" if name else type(model).__name__
-
-
-def as_inputs(example_input):
-    """The arguments of `forward` as a tuple, in float64. Raises ExtractError if there is anything but tensors."""
-    inputs = all_tensors(example_input)
-    return tuple(x.detach().to("cpu", torch.float64 if x.is_floating_point() else x.dtype) for x in inputs)

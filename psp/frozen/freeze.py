@@ -14,8 +14,8 @@ from torch._subclasses import FakeTensor
 from psp.errors import ConfigError, ExtractError, KernelError
 from psp.extraction.checks import drop_checks
 from psp.extraction.compare import distance
-from psp.extraction.extract import check_evaluation, check_plain
 from psp.extraction.graph import make_pure
+from psp.extraction.preconditions import check_evaluation, check_plain
 from psp.extraction.shapes import find_flattens
 from psp.extraction.trace import trace
 from psp.frozen.lanes import Lanes
