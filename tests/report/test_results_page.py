@@ -45,6 +45,7 @@ def rows(paths):
         if path.name == "choices.ipynb":
             trials = trials_table(read_trials(ROOT / "results" / "trials"))
             found += [ANY.findall(" ".join(map(str, row))) for row in trials.to_numpy()]
+        if path.suffix == ".ipynb":
             found += [ANY.findall(line) for line in shown_by(path)]
         if path.suffix == ".txt":
             found.append(ANY.findall(path.read_text(encoding="utf-8")))
