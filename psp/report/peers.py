@@ -72,27 +72,39 @@ def searched_table(records):
 def latency_table(timed):
     """The fastest variant of each network and batch in a record of benchmarks/peers_time.py, and its speed-up.
 
-    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense". `mac_reduction`
-    counts multiply-accumulates by weights not 0. Raises ConfigError, naming it, for a network that has no time at a
-    batch size.
+    Milliseconds a batch; the speed-up is that over the fastest variant of the network named "dense". `others_…` is the
+    same among all engines but `psp.freeze`, missing where none has a time. `mac_reduction` counts multiply-accumulates
+    by weights not 0. Raises ConfigError, naming it, for a network that has no time at a batch size.
     """
     rows = []
     for batch in dict.fromkeys(timing["batch"] for timing in timed["timings"]):
         own = [timing for timing in timed["timings"] if timing["batch"] == batch]
-        best = {name: fastest(t for t in own if t["network"] == name) for name in timed["cost"]}
+        best = _fastest_of_each(timed["cost"], own)
+        others = _fastest_of_each(timed["cost"], [timing for timing in own if timing["backend"] != "lanes"])
         if missing := [name for name, timing in best.items() if timing is None]:
             raise ConfigError(f"{missing[0]!r} has no time at batch {batch}")
-        dense = best["dense"]["median_s"]
-        for name, timing in best.items():
+        for name in timed["cost"]:
             rows.append(
                 {
                     "network": name,
                     "batch": batch,
-                    "variant": variant(timing),
                     "mac_reduction": timed["nonzero_macs"]["dense"] / timed["nonzero_macs"][name],
                     "parameters": timed["cost"][name]["params"],
-                    "ms": 1e3 * timing["median_s"],
-                    "speed_up": dense / timing["median_s"],
+                    **_speed(best, name),
+                    **{f"others_{column}": value for column, value in _speed(others, name).items()},
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _fastest_of_each(networks, timings):
+    return {name: fastest(t for t in timings if t["network"] == name) for name in networks}
+
+
+def _speed(best, name):
+    """Of the fastest timing of a network, by `_fastest_of_each`: which variant it is, milliseconds, speed-up."""
+    own, dense = best[name], best["dense"]
+    if own is None or dense is None:
+        return {"variant": None, "ms": float("nan"), "speed_up": float("nan")}
+    ratio = dense["median_s"] / own["median_s"]
+    return {"variant": variant(own), "ms": 1e3 * own["median_s"], "speed_up": ratio}

@@ -218,6 +218,11 @@ def test_a_network_is_as_fast_as_its_fastest_variant():
         {("dense", 1): 1.0, ("narrow", 1): 4.0, ("dense", 64): 1.0, ("narrow", 64): 4.0}
     )
     assert table["mac_reduction"]["narrow", 1] == pytest.approx(64 / 12)
+    assert table["others_variant"]["narrow", 1] == "eager, float32"
+    assert table["others_ms"]["narrow", 1] == pytest.approx(3.0)
+    assert table["others_speed_up"].tolist() == pytest.approx([1.0, 4 / 3, 1.0, 4.0]), "dense first"
+    without = {"cost": costs, "nonzero_macs": left, "timings": timings[1:]}
+    assert latency_table(without)["others_speed_up"].isna().tolist() == [False, True, False, False]
     with pytest.raises(ConfigError, match="'narrow' has no time at batch 64"):
         latency_table({"cost": costs, "nonzero_macs": left, "timings": [t for t in timings if t != timings[4]]})
 
