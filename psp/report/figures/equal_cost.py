@@ -11,7 +11,9 @@ from psp.report.tables import SERIES, check_seeds
 
 # Column pruning as in Figure 3, whatever is beside it in other colours.
 OWN = {f"{label}, column": (COLORS[series], MARKERS[series]) for series, label in SERIES.items()}
-OTHERS = list(zip(sns.color_palette("dark", 10).as_hex(), cycle("PXd*p<"), strict=False))
+DARK = sns.color_palette("dark").as_hex()
+# Without the palette's orange and red, the color of columns by weight decay.
+OTHERS = list(zip([DARK[k] for k in (0, 2, 4, 7, 9, 5)], "PXd*p<", strict=True))
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 12)
 
 
