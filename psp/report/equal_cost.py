@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 
 from psp.errors import ConfigError
-from psp.method.methods import THRESHOLDED
 from psp.report.intervals import half_width
 from psp.report.paper_tables import DENSE
-from psp.report.tables import SERIES, above_dense, check_seeds, setting, structure_of
+from psp.report.tables import SERIES, above_dense, check_seeds, if_used, setting, structure_of
 from psp.timing.networks import cost_left
 
 BUDGET = ("dataset", "model", "epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "holdout")
@@ -56,12 +55,11 @@ def told_apart(rows):
 
 def _run_row(run, record):
     config, left = record["config"], cost_left(record)
-    fixed = f"ε = {config['threshold']:g}" if config["method"] in THRESHOLDED else ""
-    fixed = f"pruning at {config['prune_at']:g}" if config["method"] == "l1_norm" else fixed
+    used = zip(("ε =", "pruning at"), if_used(config).values(), strict=True)
     return {
         "run": run,
         "method": DENSE if config["method"] == "baseline" else f"{SERIES[config['method']]}, {structure_of(config)}",
-        "fixed": fixed,
+        "fixed": ", ".join(f"{name} {value:g}" for name, value in used if not np.isnan(value)),
         "setting": setting(config),
         "seed": config["seed"],
         "mac_reduction": left.mac_reduction,

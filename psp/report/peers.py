@@ -5,7 +5,7 @@ import pandas as pd
 from psp.errors import ConfigError
 from psp.files import SEAL, is_sealed, read_json
 from psp.report.equal_cost import check_budget, told_apart
-from psp.report.timing_tables import fastest, variant
+from psp.report.timing_tables import by_others, faster, fastest_of_each, variant
 
 DAMAGED = "restore it by git, or make it again by benchmarks/peers.py"
 # As benchmarks/peers.py calls them.
@@ -79,8 +79,7 @@ def latency_table(timed):
     rows = []
     for batch in dict.fromkeys(timing["batch"] for timing in timed["timings"]):
         own = [timing for timing in timed["timings"] if timing["batch"] == batch]
-        best = _fastest_of_each(timed["cost"], own)
-        others = _fastest_of_each(timed["cost"], [timing for timing in own if timing["backend"] != "lanes"])
+        best, others = (fastest_of_each(timings, timed["cost"]) for timings in (own, by_others(own)))
         if missing := [name for name, timing in best.items() if timing is None]:
             raise ConfigError(f"{missing[0]!r} has no time at batch {batch}")
         for name in timed["cost"]:
@@ -90,21 +89,14 @@ def latency_table(timed):
                     "batch": batch,
                     "mac_reduction": timed["nonzero_macs"]["dense"] / timed["nonzero_macs"][name],
                     "parameters": timed["cost"][name]["params"],
-                    **_speed(best, name),
-                    **{f"others_{column}": value for column, value in _speed(others, name).items()},
+                    **_speed(best["dense"], best[name]),
+                    **{f"others_{c}": value for c, value in _speed(others["dense"], others[name]).items()},
                 }
             )
     return pd.DataFrame(rows)
 
 
-def _fastest_of_each(networks, timings):
-    return {name: fastest(t for t in timings if t["network"] == name) for name in networks}
-
-
-def _speed(best, name):
-    """Of the fastest timing of a network, by `_fastest_of_each`: which variant it is, milliseconds, speed-up."""
-    own, dense = best[name], best["dense"]
-    if own is None or dense is None:
-        return {"variant": None, "ms": float("nan"), "speed_up": float("nan")}
-    ratio = dense["median_s"] / own["median_s"]
-    return {"variant": variant(own), "ms": 1e3 * own["median_s"], "speed_up": ratio}
+def _speed(dense, own):
+    """Of a network's fastest timing, or None: which variant it is, milliseconds, speed-up over the dense one's."""
+    known = {"variant": variant(own), "ms": 1e3 * own["median_s"]} if own else {"variant": None, "ms": float("nan")}
+    return {**known, "speed_up": faster(dense, own)}

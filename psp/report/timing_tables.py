@@ -7,11 +7,27 @@ from psp.timing.settings import NO_GPU
 
 # What users call a backend, where a record has another name for it.
 CALLED = {"lanes": "psp.freeze", "openvino": "OpenVINO"}
+BOTH = ("dense", "extracted")
 
 
 def fastest(timings):
     """Of the timings of one network at one batch the one with the smallest median; None of none."""
     return min(timings, key=lambda t: t["median_s"], default=None)
+
+
+def fastest_of_each(timings, networks):
+    """{network: its fastest timing}, None of one that has no time."""
+    return {name: fastest(t for t in timings if t["network"] == name) for name in networks}
+
+
+def by_others(timings):
+    """Those by all engines but `psp.freeze`."""
+    return [timing for timing in timings if timing["backend"] != "lanes"]
+
+
+def faster(dense, extracted):
+    """How many times as fast the second of two timings is; NaN where one of them is None."""
+    return float("nan") if None in (dense, extracted) else dense["median_s"] / extracted["median_s"]
 
 
 def variant(timing):
@@ -33,10 +49,10 @@ def speed_ups(record):
         for batch in network["batches"]:
             for precision in (*record["settings"]["precisions"], "any"):
                 own = [t for t in network["timings"] if t["batch"] == batch and precision in (t["precision"], "any")]
-                found = _fastest_of_both(own)
+                found = fastest_of_each(own, BOTH)
                 if None in found.values():
                     continue
-                ratio = _ratio(found)
+                ratio = faster(**found)
                 rows.append(
                     {
                         **_described(network),
@@ -46,22 +62,11 @@ def speed_ups(record):
                         **_columns("extracted", found["extracted"], record["limits"]),
                         "mac_reduction": reduction,
                         "speed_up": ratio,
-                        "speed_up_others": _ratio(_fastest_of_both(t for t in own if t["backend"] != "lanes")),
+                        "speed_up_others": faster(**fastest_of_each(by_others(own), BOTH)),
                         "realised": ratio / reduction,
                     }
                 )
     return pd.DataFrame(rows)
-
-
-def _fastest_of_both(timings):
-    """The fastest of the dense and of the extracted network; None of one that has no time."""
-    timings = list(timings)
-    return {name: fastest(t for t in timings if t["network"] == name) for name in ("dense", "extracted")}
-
-
-def _ratio(found):
-    """Of the medians of a dense network and an extracted one; NaN where one has no time."""
-    return float("nan") if None in found.values() else found["dense"]["median_s"] / found["extracted"]["median_s"]
 
 
 def on_all_devices(records):
