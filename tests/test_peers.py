@@ -177,7 +177,7 @@ def test_peers_have_the_settings_that_were_best_on_held_out_images():
         trials = [trial for trial in tried.values() if trial["pruner"].startswith(kind)]
         best = min(trials, key=lambda trial: trial["curve"][-1]["validation_error_pct"])
         chosen = [run for run in runs.values() if run["pruner"].startswith(kind)]
-        assert {(run["reduction"], run["config"]["seed"]) for run in chosen} >= {*product((2, 4), range(2)), (4, 2)}
+        assert {(run["reduction"], run["config"]["seed"]) for run in chosen} == set(product((2, 4), range(3)))
         for run in chosen:
             assert run["pruner"] == best["pruner"]
             assert run["prune_at"] == pytest.approx(best["prune_at"], abs=0.03)
