@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from psp.frozen import structs
 from psp.frozen.columns import in_groups, in_taps, in_tiles, in_units, joined, of_its_own, rows_of
-from psp.frozen.layout import ALIGNED, Layouts, pixels, positions, rounded
+from psp.frozen.layout import ALIGNED, Layouts, pixels, rounded
 from psp.frozen.measure import shortest
+from psp.frozen.reading import offsets, places, rows, same_positions
 from psp.frozen.values import CONV
-from psp.frozen.ways import MACROS, Way, distances
+from psp.frozen.ways import MACROS, Way
 from psp.kernels.cpu import FLAGS, parallel, team_size
 from psp.native import load
 
@@ -106,9 +107,15 @@ class Pixels(Way):
         source, layout = value.source, self.layouts[value.source]
         steps = value.step[0] * stride[0], value.step[1] * stride[1]
         sizes = layout.plane, layout.pitch, source.height, source.width, *steps
-        index, place = self.pointer(value.index.int()), self.place(o, value, steps)
-        rows, row = self.rows(o, value, steps) if place and self.library.psp_steps() else (0, None)
-        return structs.Planes(self.layouts.pixel(source), *sizes, rows, index, place, row)
+        made = structs.Planes(self.layouts.pixel(source), *sizes, index=self.pointer(value.index.int()))
+        if same_positions(o, value, steps):
+            return made
+        key = o.height, o.width, steps, layout.pitch
+        made.place = self.table(key, lambda: places(self.layouts[o], layout, o, steps))
+        made.rows, table = rows(self.layouts, o, value, steps, self.lanes) if self.library.psp_steps() else (0, None)
+        if made.rows:
+            made.row = self.pointer(table)
+        return made
 
     def fastest(self, o, made):
         """The convolution by vectors or by tiles, their columns joined or not, or by tiles of whole taps.
@@ -182,11 +189,7 @@ class Pixels(Way):
         return made
 
     def offsets(self, o, columns):
-        """How far from an output's position, in units, each of its columns is."""
-        x, layout = o.reads[0], self.layouts[o.reads[0].source]
-        down, right = (x.step[i] * (torch.arange(o.kernel[i]) * o.dilation[i] - o.before[i]) for i in (0, 1))
-        row, column = down[columns.taps // o.kernel[1]], right[columns.taps % o.kernel[1]]
-        return distances(columns.planes * layout.plane + row * layout.pitch + column)
+        return offsets(self.layouts[o.reads[0].source], o, columns)
 
     def times(self, operations):
         """Seconds of one thread for each of some operations, `TIMES` times."""
@@ -198,42 +201,6 @@ class Pixels(Way):
     def mask(self, o):
         """Address of all bits where a position is a pixel, none where it is between rows or behind the last."""
         return self.table(("mask", o.height, o.width), lambda: -pixels(self.layouts[o], o).int())
-
-    def place(self, o, value, steps):
-        """Address of where output positions are in a map, for `gather`; None where they are the same."""
-        layout, source = self.layouts[o], self.layouts[value.source]
-        if steps == (1, 1) and (o.height, o.width) == (value.source.height, value.source.width):
-            return None
-
-        def make():
-            row = torch.arange(positions(layout)) // layout.pitch
-            column = torch.arange(positions(layout)) % layout.pitch
-            return distances(pixels(layout, o) * (row * steps[0] * source.pitch + column * steps[1]))
-
-        return self.table((o.height, o.width, steps, source.pitch), make)
-
-    def rows(self, o, value, steps):
-        """(rows that a vector of outputs is of, at most; address of `map.row`), or (0, None): it has to be gathered."""
-        layout, source = self.layouts[o], self.layouts[value.source]
-        vectors = torch.arange(positions(layout)).view(-1, self.lanes)
-        row, real = vectors // layout.pitch, pixels(layout, o).view(-1, self.lanes)
-        first = torch.where(real, row, o.height).amin(1).clamp(max=o.height - 1)
-        count = int((torch.where(real, row, 0).amax(1) - first).max()) + 1
-        of = (first[:, None] + torch.arange(count)).clamp(max=o.height - 1)
-        begin = vectors[:, :1] * steps[1] + of * (steps[0] * source.pitch - layout.pitch * steps[1])
-        low, high = self.reach(o, value) if o.kind == CONV and value is o.reads[0] else (0, 0)
-        begin = begin * real.any(1, keepdim=True)  # what vectors without a pixel read is no matter
-        end = int(begin.max()) + self.lanes * steps[1] + high
-        if steps[1] not in (1, 2) or int(begin.min()) + low < -source.front or source.front + end > source.plane:
-            return 0, None
-        lanes = (((row[:, None] == of[..., None]) & real[:, None]).int() << torch.arange(self.lanes)).sum(2)
-        return count, self.pointer(torch.stack([begin, lanes], dim=2).int())
-
-    def reach(self, o, value):
-        """The least and the greatest distance of a tap from an output's position in the map that is read."""
-        pitch = self.layouts[value.source].pitch
-        ends = [[x * o.dilation[i] - o.before[i] for x in (0, o.kernel[i] - 1)] for i in (0, 1)]
-        return [value.step[0] * down * pitch + value.step[1] * right for down, right in zip(*ends, strict=True)]
 
     def table(self, key, make):
         if key not in self.tables:
