@@ -1,6 +1,6 @@
 """Parameterized structured pruning (Schindler, Roth, Pernkopf, Fröning 2019): the method and its replication."""
 
-__version__ = "0.2.7"
+__version__ = "0.2.8"
 
 from psp.extraction.cost import cost
 from psp.extraction.explain import explain
