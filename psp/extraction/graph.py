@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from psp.errors import ExtractError
-from psp.method.walk import DROPOUT_CALLS, STOCHASTIC_DEPTH, is_call
+from psp.method.walk import DROPOUT, DROPOUT_CALLS, STOCHASTIC_DEPTH, is_call
 
 BATCHNORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 CONVOLUTION = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+NOTHING_IN_EVALUATION = (nn.Identity, *DROPOUT, nn.AlphaDropout, nn.FeatureAlphaDropout)
 LATER = "meta"  # the device of a layer that is given its weights later: no time goes into random ones
 PURE = {
     operator.iadd: operator.add,
@@ -95,7 +95,7 @@ def _use_pure(node):
 
 def _is_identity(node, network):
     if node.op == "call_module":
-        return type(network.get_submodule(node.target)) in (nn.Identity, *DROPOUT)
+        return type(network.get_submodule(node.target)) in NOTHING_IN_EVALUATION
     drops = is_call(node, DROPOUT_CALLS, STOCHASTIC_DEPTH)  # all of them in training unless they are told otherwise
     return drops and (_given(node, "training") is False or _given(node, "p") == 0)
 

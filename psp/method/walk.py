@@ -9,7 +9,8 @@ from psp.method.graph import BY_CHANNEL, LAYERS, NORMALIZATIONS, queries_shape
 from psp.method.tried import is_silenced_by_zeros
 
 # Functions with f(α·x) = α·f(x) for α > 0, channel by channel: what is multiplied before them is so behind them.
-PASSING_MODULES = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)  # what puts zeros in; nn.AlphaDropout does not
+PASSING_MODULES = (nn.Identity, *DROPOUT)
 PASSING_MODULES += (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 PASSING_MODULES += (nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d)
 PASSING_MODULES += (nn.ReplicationPad1d, nn.ReplicationPad2d, nn.ReplicationPad3d)
