@@ -72,9 +72,10 @@ def other_sizes(inputs):
     """Inputs of other sizes that a network may take, as tuples: one more and half as many pixels, or steps.
 
     Pixels along all axes, then along the first and the last of them alone; steps of sequences, N×steps×features or
-    N×tokens; and of whatever else axis 1 is.
+    N×tokens; and of whatever else axis 1 is, twice as many, too, for a network that takes multiples of some length.
     """
     ways = [(axes, length) for axes in (_space, _steps, _second) for length in (_one_more, _half)]
+    ways.append((_second, _twice))
     tried = [tuple(x.shape for x in inputs)]
     for axes, length in (*ways, (_height, _one_more), (_width, _one_more)):
         others = tuple(_resized(x, axes(x), length) for x in inputs)

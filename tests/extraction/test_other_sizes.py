@@ -30,6 +30,10 @@ def steps(count, batch=2):
     return torch.randn(batch, count, 6, dtype=torch.float64)
 
 
+def video(count, batch=2):
+    return torch.randn(batch, count, 3, 6, 6, dtype=torch.float64)
+
+
 def mean_of_steps(self, x):
     return self.b(self.a(x).relu().sum(1) / x.size(1))
 
@@ -75,6 +79,15 @@ def one_by_one(self, x):
     return sum(self.b(self.a(x[:, i : i + 1]).relu()) for i in range(x.shape[1]))
 
 
+def mean_of_patches(self, x):
+    return self.b(self.a(x.reshape(x.shape[0], -1, 24)).relu().sum(1) / (x.shape[1] // 4))
+
+
+def largest_of_four_frames(self, x):
+    maps = self.a(x.flatten(0, 1)).relu().mean((2, 3))
+    return self.b(maps.view(x.shape[0], -1, 4, 8).amax(2).sum(1) / x.size(1))
+
+
 SEQUENCES = {
     "mean of steps": (mean_of_steps, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
     "step by step": (step_by_step, {"a": nn.Linear(6, 8), "b": nn.Linear(8, 5)}),
@@ -88,16 +101,20 @@ IMAGES = {
     "laid on its side": (laid_on_its_side, {"a": nn.Conv2d(3, 8, 3), "b": nn.Conv2d(8, 4, 3)}),
 }
 FRAMES = {"frames": (one_by_one, {"a": nn.Conv2d(1, 8, 3), "b": nn.Conv2d(8, 4, 3)})}
+# What takes multiples of four alone.
+PATCHES = {"patches": (mean_of_patches, {"a": nn.Linear(24, 8), "b": nn.Linear(8, 5)})}
+VIDEO = {"video": (largest_of_four_frames, {"a": nn.Conv2d(3, 8, 3), "b": nn.Linear(8, 5)})}
 FEATURES = {"features": (one_by_one, {"a": nn.Linear(1, 8), "b": nn.Linear(8, 4)})}
 CASES = [(*case, steps, 7, (1, 6, 8, 14)) for case in SEQUENCES.values()]
 CASES += [(*case, images, 16, (8, 15, 17, 32, (16, 20), (20, 16))) for case in IMAGES.values()]
 CASES += [(*case, frames, 4, (2, 3, 6)) for case in FRAMES.values()]
+CASES += [(*case, steps, 20, (4, 8, 40)) for case in PATCHES.values()]
+CASES += [(*case, video, 20, (4, 8, 40)) for case in VIDEO.values()]
 CASES += [(*case, features, 4, (2, 3, 6)) for case in FEATURES.values()]
+NAMES = [*SEQUENCES, *IMAGES, *FRAMES, *PATCHES, *VIDEO, *FEATURES]
 
 
-@pytest.mark.parametrize(
-    ("forward", "layers", "make", "size", "others"), CASES, ids=[*SEQUENCES, *IMAGES, *FRAMES, *FEATURES]
-)
+@pytest.mark.parametrize(("forward", "layers", "make", "size", "others"), CASES, ids=NAMES)
 def test_another_size_is_exact_or_refused(forward, layers, make, size, others):
     torch.manual_seed(0)
     net = prune_channels(Call(forward, **layers).double(), a=[1, 2, 5])
